@@ -1,0 +1,104 @@
+"""What is compared: each workload in surgeon's words and in mergekit's, the right values, and what is demanded."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from make_models import ALPHA, MODELS, RANK
+
+SAMPLE = "model.layers.0.self_attn.k_proj"
+WEIGHTS = {"base": 0.5, "math": 0.3, "code": 0.2}
+TIES = {"math": {"weight": 0.6, "density": 0.3}, "code": {"weight": 0.4, "density": 0.3}}
+SCALE = 0.5
+
+Config = dict[str, object]
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """One thing to do, told to each program in its own words, and what is demanded of surgeon."""
+
+    name: str
+    inputs: tuple[str, ...]
+    step: Config
+    expected: Callable[[Tensors], torch.Tensor]
+    peer: Callable[[Path], Config] | None = None
+    copy_floor: float | None = None
+    """Surgeon may take this many times the copy loop."""
+    peer_floor: float | None = None
+    """Surgeon must be this many times as fast as mergekit."""
+
+    @property
+    def slug(self) -> str:
+        """The name, fit for a file."""
+        return re.sub(r"\W+", "-", self.name)
+
+
+def expected_linear(tensors: Tensors) -> torch.Tensor:
+    """The weighted average, in double precision."""
+    return torch.stack([weight * tensors[name].double() for name, weight in WEIGHTS.items()]).sum(0)
+
+
+def expected_adapter(tensors: Tensors) -> torch.Tensor:
+    """The base plus the scaled product of the adapter's factors."""
+    product = tensors["lora_B"].double() @ tensors["lora_A"].double()
+    return tensors["base"].double() + SCALE * ALPHA / RANK * product
+
+
+def trimmed(change: torch.Tensor, density: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The entries of greatest magnitude, and where a trim may choose among entries of one magnitude."""
+    size = change.abs()
+    least, next_least = size.flatten().topk(int(density * size.numel()) + 1).values[-2:]
+    return change * (size >= least), (size == least) | (size == next_least)
+
+
+def expected_ties(tensors: Tensors) -> torch.Tensor:
+    """TIES as its paper has it, trimmed per tensor; NaN where equal magnitudes or a tied election leave a choice."""
+    base = tensors["base"].double()
+    parts = [trimmed(tensors[name].double() - base, settings["density"]) for name, settings in TIES.items()]
+    weights = torch.tensor([settings["weight"] for settings in TIES.values()], dtype=torch.float64).reshape(-1, 1, 1)
+    changes = weights * torch.stack([part for part, _ in parts])
+    total = changes.sum(0)
+    tied = total.abs() < 1e-6 * changes.abs().sum(0)
+    agree = (changes.sign() == total.sign()) & (changes != 0)
+    merged = base + (changes * agree).sum(0) / (weights * agree).sum(0).clamp_min(1e-12)
+    return merged.masked_fill(tied | parts[0][1] | parts[1][1], torch.nan)
+
+
+def peer_linear(models: Path) -> Config:
+    """The average in mergekit's YAML."""
+    members = [{"model": str(models / name), "parameters": {"weight": weight}} for name, weight in WEIGHTS.items()]
+    return {"merge_method": "linear", "dtype": "bfloat16", "models": members}
+
+
+def peer_ties(models: Path) -> Config:
+    """TIES in mergekit's YAML."""
+    members = [{"model": str(models / name), "parameters": settings} for name, settings in TIES.items()]
+    settings = {"base_model": str(models / "base"), "parameters": {"normalize": True}}
+    return {"merge_method": "ties", "dtype": "bfloat16", "models": members, **settings}
+
+
+def linear_step() -> Config:
+    """The average as a step of a recipe."""
+    return {"merge": "linear", "models": {name: {"weight": weight} for name, weight in WEIGHTS.items()}}
+
+
+def ties_step() -> Config:
+    """TIES as a step of a recipe."""
+    return {"merge": "ties", "base_model": "base", "models": TIES}
+
+
+WORKLOADS = (
+    Workload("linear", MODELS, linear_step(), expected_linear, peer_linear, copy_floor=1.3, peer_floor=8),
+    Workload("ties", MODELS, ties_step(), expected_ties, peer_ties, peer_floor=15),
+    Workload(
+        "base + 0.5*adapter",
+        ("base", "adapter"),
+        {"combine": f"base + {SCALE}*adapter"},
+        expected_adapter,
+        copy_floor=1.3,
+    ),
+)

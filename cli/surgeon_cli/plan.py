@@ -1,0 +1,38 @@
+"""`surgeon plan`: what a recipe would do."""
+
+from __future__ import annotations
+
+import surgeon
+from surgeon_cli import options, output
+
+
+def command(
+    recipe: options.Recipe,
+    dtype: options.Dtype = None,
+    shard_size: options.ShardSize = None,
+    device: options.Device = "auto",
+    memory: options.Memory = None,
+    threads: options.Threads = None,
+    set_: options.Set = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show what RECIPE would change, read, write and need.
+
+    Reads headers only, never a tensor; shows the peak memory and refuses what `apply` would refuse.
+
+    Examples:
+
+      surgeon plan recipe.yaml
+
+      surgeon plan recipe.yaml --memory 400MB --json
+    """
+    report = surgeon.plan(
+        recipe,
+        dtype=dtype,
+        shard_size=shard_size,
+        device=device,
+        memory=memory,
+        threads=threads,
+        overrides=options.overrides(set_),
+    )
+    output.show(report, as_json=as_json)

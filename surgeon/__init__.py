@@ -1,0 +1,107 @@
+"""Model surgery in the vector space of checkpoints: merge, combine and edit models, and prove what changed.
+
+Names are loaded when first used, so that `import surgeon` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from surgeon.errors import (
+    BudgetError,
+    CannotTellError,
+    CheckpointError,
+    Fault,
+    MismatchError,
+    Origin,
+    OutputError,
+    RecipeError,
+    RefusedError,
+    RunError,
+    SurgeonError,
+    VerificationError,
+)
+from surgeon.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from surgeon.engine.events import Progress
+    from surgeon.recipe import dump_recipe, load_recipe
+    from surgeon.space.api import merge, open
+    from surgeon.space.expr import Expr
+    from surgeon.verbs.apply import apply
+    from surgeon.verbs.diff import diff
+    from surgeon.verbs.doctor import doctor
+    from surgeon.verbs.import_gguf import import_gguf
+    from surgeon.verbs.methods import list_methods
+    from surgeon.verbs.plan import plan
+    from surgeon.verbs.recipes import copy_recipe, list_recipes
+    from surgeon.verbs.schema import schema
+    from surgeon.verbs.show import show
+    from surgeon.verbs.verify import verify
+
+#: Public name → the module that defines it.
+_HOMES = {
+    "Expr": "surgeon.space.expr",
+    "Progress": "surgeon.engine.events",
+    "apply": "surgeon.verbs.apply",
+    "copy_recipe": "surgeon.verbs.recipes",
+    "diff": "surgeon.verbs.diff",
+    "doctor": "surgeon.verbs.doctor",
+    "dump_recipe": "surgeon.recipe",
+    "import_gguf": "surgeon.verbs.import_gguf",
+    "list_methods": "surgeon.verbs.methods",
+    "list_recipes": "surgeon.verbs.recipes",
+    "load_recipe": "surgeon.recipe",
+    "merge": "surgeon.space.api",
+    "open": "surgeon.space.api",
+    "plan": "surgeon.verbs.plan",
+    "schema": "surgeon.verbs.schema",
+    "show": "surgeon.verbs.show",
+    "verify": "surgeon.verbs.verify",
+}
+
+__all__ = [
+    "BudgetError",
+    "CannotTellError",
+    "CheckpointError",
+    "Expr",
+    "Fault",
+    "MismatchError",
+    "Origin",
+    "OutputError",
+    "Progress",
+    "RecipeError",
+    "RefusedError",
+    "RunError",
+    "SurgeonError",
+    "VerificationError",
+    "__version__",
+    "apply",
+    "copy_recipe",
+    "diff",
+    "doctor",
+    "dump_recipe",
+    "import_gguf",
+    "list_methods",
+    "list_recipes",
+    "load_recipe",
+    "merge",
+    "open",
+    "plan",
+    "schema",
+    "show",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'surgeon' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""What a tensor is. Declared tables, never guesses from a shape."""

@@ -1,0 +1,1 @@
+"""What a recipe holds besides models: measured or learned data, each with a hash."""

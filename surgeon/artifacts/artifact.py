@@ -1,0 +1,65 @@
+"""The file format of artifacts: safetensors with one JSON metadata key, `surgeon`, and a digest of the content."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from surgeon.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """Named tensors plus what is known of them; equal when kind and content are."""
+
+    kind: ClassVar[str] = "artifact"
+    tensors: Mapping[str, Tensor]
+    about: Mapping[str, str]
+
+    @property
+    def digest(self) -> str:
+        """blake3 of the kind, names, dtypes, shapes and bytes (hex)."""
+        from blake3 import blake3
+
+        hasher = blake3(self.kind.encode())
+        for name, tensor in sorted(self.tensors.items()):
+            hasher.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+            hasher.update(tensor.detach().cpu().contiguous().flatten().numpy().tobytes())
+        return hasher.hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Artifact) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def save(self, path: Path) -> None:
+        """Write the one-file form."""
+        from safetensors.torch import save_file
+
+        head = {"kind": self.kind, "about": dict(self.about)}
+        save_file(dict(self.tensors), path, metadata={"surgeon": json.dumps(head, sort_keys=True)})
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read it back. CheckpointError when the file is not an artifact of this kind."""
+        from safetensors import safe_open
+
+        from surgeon.store.header import read_header
+
+        metadata = read_header(path).metadata
+        try:
+            head = json.loads(metadata["surgeon"])
+            kind, about = head["kind"], head["about"]
+        except (KeyError, TypeError, json.JSONDecodeError):
+            raise CheckpointError(f"{path} is not an artifact: its metadata has no key `surgeon`") from None
+        if kind != cls.kind:
+            raise CheckpointError(f"{path} holds {kind!r}, not {cls.kind!r}")
+        with safe_open(path, framework="pt") as file:
+            return cls({name: file.get_tensor(name) for name in file.keys()}, about)  # noqa: SIM118

@@ -1,0 +1,119 @@
+"""Stored bytes to floats on a device: reused buffers, held tensors, and a digest of every input read."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import torch
+from blake3 import blake3
+from torch import Tensor
+
+from surgeon.errors import RunError
+from surgeon.store.header import Stored
+from surgeon.tensors import BITS, torch_dtype
+
+_HASH_AT_ONCE = 4 << 20
+
+
+class Files:
+    """Open input files, shared by all workers."""
+
+    def __init__(self) -> None:
+        self._fds: dict[Path, int] = {}
+        self._lock = threading.Lock()
+
+    def fill(self, stored: Stored, start: int, buffer: memoryview) -> None:
+        """Read bytes of a tensor from byte `start` on until the buffer is full."""
+        fd, offset, filled = self._open(stored.file), stored.offset + start, 0
+        while filled < len(buffer):
+            count = os.preadv(fd, [buffer[filled:]], offset + filled)
+            if not count:
+                raise RunError(f"{stored.file} ended early", hint="it changed while it was read: fetch it again")
+            filled += count
+
+    def close(self) -> None:
+        """Close all files."""
+        with self._lock:
+            while self._fds:
+                os.close(self._fds.popitem()[1])
+
+    def _open(self, path: Path) -> int:
+        with self._lock:
+            if path not in self._fds:
+                try:
+                    self._fds[path] = os.open(path, os.O_RDONLY)
+                except OSError as error:
+                    raise RunError(f"{path} cannot be read: {error.strerror}") from error
+            return self._fds[path]
+
+
+class _Digest:
+    """blake3 of a tensor's bytes, taken as they are first read, in order."""
+
+    def __init__(self) -> None:
+        self.hasher = blake3()
+        self.upto = 0
+
+    def see(self, start: int, data: memoryview) -> None:
+        """Take in what is new of bytes that begin at `start`."""
+        if start <= self.upto < start + len(data):
+            self.hasher.update(data[self.upto - start :])
+            self.upto = start + len(data)
+
+
+class DiskReader:
+    """One worker's reader. `begin` starts a new output tensor; `digests` then tells what was read for it."""
+
+    def __init__(self, files: Files, device: torch.device) -> None:
+        self.device = device
+        self._files = files
+        self._pinned = device.type == "cuda"
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._held: dict[Stored, Tensor] = {}
+        self._digests: dict[Stored, _Digest] = {}
+
+    def begin(self, hold: tuple[Stored, ...] = ()) -> None:
+        """Forget the last tensor; read the bytes of `hold` now and keep them."""
+        self._held, self._digests = {}, {}
+        for stored in hold:
+            raw = torch.empty(stored.spec.nbytes, dtype=torch.uint8, pin_memory=self._pinned)
+            self._fetch(stored, 0, raw)
+            self._held[stored] = raw
+
+    def read(self, stored: Stored, start: int, stop: int, out: Tensor) -> None:
+        """Fill `out` with elements start to stop, as floats."""
+        size = BITS[stored.spec.dtype] // 8
+        if stored in self._held:
+            raw = self._held[stored][start * size : stop * size]
+        else:
+            raw = self._room((stop - start) * size)
+            self._fetch(stored, start * size, raw)
+        typed = raw.view(torch_dtype(stored.spec.dtype))
+        out.copy_(typed if self.device.type == "cpu" else typed.to(self.device, non_blocking=self._pinned))
+        if self._pinned:
+            torch.cuda.current_stream(self.device).synchronize()
+
+    def digests(self) -> dict[Stored, str]:
+        """The digest of every tensor read since `begin`, whole."""
+        for stored, digest in self._digests.items():
+            while digest.upto < stored.spec.nbytes:
+                raw = self._room(min(_HASH_AT_ONCE, stored.spec.nbytes - digest.upto))
+                self._fetch(stored, digest.upto, raw)
+        return {stored: digest.hasher.hexdigest() for stored, digest in self._digests.items()}
+
+    def digest_of(self, stored: Stored) -> str:
+        """The digest of a tensor that is only copied."""
+        self._digests.setdefault(stored, _Digest())
+        return self.digests()[stored]
+
+    def _fetch(self, stored: Stored, start: int, raw: Tensor) -> None:
+        view = memoryview(raw.numpy())
+        self._files.fill(stored, start, view)
+        self._digests.setdefault(stored, _Digest()).see(start, view)
+
+    def _room(self, size: int) -> Tensor:
+        if self._buffer.numel() < size:
+            self._buffer = torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
+        return self._buffer[:size]

@@ -1,0 +1,1 @@
+"""What files prove: receipts re-proved, foreign results judged by a recipe, checkpoints compared."""

@@ -1,0 +1,53 @@
+"""How large the terms are that a value is summed from: what an error bound of any order of summation rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from surgeon.planning.evaluation import Evaluator
+from surgeon.planning.step import Key, Step, below
+
+
+def magnitude(evaluator: Evaluator, key: Key, start: int, stop: int) -> Tensor:
+    """Σ|terms| of a value, entry by entry, as float64; zero where nothing is added up."""
+    step = evaluator.steps[key]
+    if step.kernel == "low_rank":
+        return _low_rank(evaluator, step, start, stop)
+    aligned = [need.key for need in step.inputs if not need.whole]
+    if not aligned:
+        return evaluator.value(key, start, stop).double().abs()
+    parts = [magnitude(evaluator, need, start, stop) for need in aligned]
+    total = parts[0]
+    for part, weight in zip(parts[1:], _weights(step, len(parts) - 1), strict=True):
+        # A point enters by its difference from the first, so that one's magnitude counts once more.
+        total = total + weight * (part + parts[0])
+    return total + evaluator.value(key, start, stop).double().abs()
+
+
+def roundings(steps: Mapping[Key, Step], key: Key) -> int:
+    """How many roundings of the terms' magnitude one value may see, at most, whatever the order."""
+    count = 4
+    for step in below(steps, key):
+        count += 2 * len(step.inputs)
+        if step.kernel in ("low_rank", "dora"):
+            count += min(steps[need.key].spec.shape[0] for need in step.inputs if need.whole)
+    return count
+
+
+def _weights(step: Step, others: int) -> list[float]:
+    settings = step.values
+    if step.kernel != "combine":
+        return [max([1.0, *(abs(w) for w in settings.get("weight", ()))])] * others
+    coefficients = [abs(c) for c in settings["coefficients"]]
+    return coefficients if settings["anchored"] else coefficients[1:]
+
+
+def _low_rank(evaluator: Evaluator, step: Step, start: int, stop: int) -> Tensor:
+    a, b = (evaluator.whole(need.key).double().abs() for need in step.inputs)
+    settings, columns = step.values, step.spec.shape[-1]
+    left, right = (a.T, b.T) if settings["transposed"] else (b, a)
+    first, last = start // columns, -(-stop // columns)
+    band = (left[first:last] @ right) * abs(settings["scale"])
+    return band.reshape(-1)[start - first * columns : stop - first * columns]

@@ -1,0 +1,96 @@
+"""The receipt of an output, read as if an attacker had written it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from surgeon.engine.receipt import NAME
+from surgeon.errors import CheckpointError, RefusedError, VerificationError
+from surgeon.store.json_files import read_object
+
+
+class _Part(BaseModel):
+    """A part of a receipt: no key more, no key less."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class RecipeTexts(_Part):
+    """The recipe as it was given and as it was resolved."""
+
+    given: str | None
+    resolved: str
+
+
+class FileFacts(_Part):
+    """Size and header digest of a weight file."""
+
+    size: int
+    header: str
+
+
+class InputFacts(_Part):
+    """One input: what it was called and its weight files."""
+
+    name: str
+    kind: Literal["model", "adapter"]
+    ref: str
+    revision: str | None
+    files: dict[str, FileFacts]
+
+
+class TensorFacts(_Part):
+    """One output tensor."""
+
+    action: Literal["copy", "compute"]
+    reason: str
+    dtype: str
+    shape: list[int]
+    file: str
+    blake3: str
+    inputs: dict[str, str]
+
+
+class ReceiptFacts(_Part):
+    """A whole receipt of version 1."""
+
+    version: Literal[1]
+    recipe: RecipeTexts
+    inputs: list[InputFacts]
+    files: dict[str, FileFacts]
+    side_files: dict[str, Any]
+    tensors: dict[str, TensorFacts]
+    dropped: list[str]
+    invariants: list[Any]
+    tier: Literal["A", "B"]
+    made_with: dict[str, str]
+
+    @property
+    def side_hashes(self) -> dict[str, str]:
+        """blake3 of the side files by name."""
+        return self.side_files["blake3"]
+
+
+def read_receipt(folder: Path) -> ReceiptFacts:
+    """The receipt in a folder; RefusedError where there is none, VerificationError where it is no receipt."""
+    path = folder / NAME
+    if not path.is_file():
+        raise RefusedError(
+            f"{folder} holds no {NAME}, so it makes no claim that could be proven",
+            hint="judge it by a recipe: surgeon verify OUT --recipe RECIPE",
+        )
+    try:
+        found = ReceiptFacts.model_validate(read_object(path))
+    except CheckpointError as error:
+        raise VerificationError(f"{path} is damaged: {error.message}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise VerificationError(f"{path} is not a receipt this version knows: {where}: {first['msg']}") from None
+    hashes = found.side_files.get("blake3")
+    if not isinstance(hashes, dict) or not all(isinstance(text, str) for text in hashes.values()):
+        raise VerificationError(f"{path} is not a receipt this version knows: side_files has no hashes")
+    return found

@@ -1,0 +1,82 @@
+"""A folder's tensors against a plan's: missing, too many, and the ways a tied head may be stored."""
+
+from __future__ import annotations
+
+import re
+
+from surgeon.engine.reading import Files
+from surgeon.measuring.verdict import Finding, mismatch, note
+from surgeon.planning.plan import Plan
+from surgeon.planning.step import Target
+from surgeon.store.checkpoint import Checkpoint
+from surgeon.store.header import Stored
+
+_HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "tok_embeddings.weight", "word_embeddings.weight")
+
+#: Buffers that older libraries stored and newer ones compute: nothing is lost with them.
+_BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)$")
+
+Pair = tuple[Target, Stored]
+_AT_ONCE = 4 << 20
+
+
+def pairs(plan: Plan, checkpoint: Checkpoint) -> tuple[list[Finding], list[Pair]]:
+    """The targets with the tensors that hold them, and what does not pair."""
+    findings: list[Finding] = []
+    matched: list[Pair] = []
+    for target in plan.targets:
+        stored = checkpoint.tensors.get(target.name)
+        if stored is None:
+            findings.append(_missing(plan, checkpoint, target))
+        elif stored.spec.shape != target.spec.shape:
+            turned = " (transposed?)" if stored.spec.shape == target.spec.shape[::-1] else ""
+            findings.append(mismatch(target.name, f"has shape {list(stored.spec.shape)}, not {list(target.spec.shape)}{turned}"))
+        else:
+            matched.append((target, stored))
+            if stored.spec.dtype != target.spec.dtype:
+                findings.append(note(target.name, f"is stored as {stored.spec.dtype}, the recipe gives {target.spec.dtype}"))
+    known = {target.name for target in plan.targets}
+    findings += [_too_many(checkpoint, name) for name in checkpoint.tensors if name not in known]
+    return findings, matched
+
+
+def _missing(plan: Plan, checkpoint: Checkpoint, target: Target) -> Finding:
+    if _BUFFERS.search(target.name) and target.action == "copy":
+        return note(target.name, "a buffer that newer libraries do not store")
+    if target.name.endswith(_HEADS) and _tied(plan, checkpoint):
+        embedding = next((t for t in plan.targets if t.name.endswith(_EMBEDDINGS)), None)
+        if embedding and embedding.stored and target.stored and same_bytes(embedding.stored, target.stored):
+            return note(target.name, "is tied to the embedding and not stored")
+    return mismatch(target.name, "a tensor is missing")
+
+
+def _too_many(checkpoint: Checkpoint, name: str) -> Finding:
+    embedding = next((stored for other, stored in checkpoint.tensors.items() if other.endswith(_EMBEDDINGS)), None)
+    if name.endswith(_HEADS) and embedding and same_bytes(embedding, checkpoint.tensors[name]):
+        return note(name, "is stored although tied: a copy of the embedding")
+    return mismatch(name, "a tensor that the recipe does not give")
+
+
+def _tied(plan: Plan, checkpoint: Checkpoint) -> bool:
+    """Whether the config that will be read ties the head; a single file has none, so the recipe's counts."""
+    config = checkpoint.config or plan.files_from.config
+    text = config.get("text_config")
+    return bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings") if isinstance(text, dict) else False))
+
+
+def same_bytes(one: Stored, other: Stored) -> bool:
+    """Whether two stored tensors are of one kind and hold the same bytes."""
+    if one.spec != other.spec:
+        return False
+    files, size = Files(), one.spec.nbytes
+    try:
+        for start in range(0, size, _AT_ONCE):
+            data = [bytearray(min(_AT_ONCE, size - start)) for _ in range(2)]
+            for stored, buffer in zip((one, other), data, strict=True):
+                files.fill(stored, start, memoryview(buffer))
+            if data[0] != data[1]:
+                return False
+    finally:
+        files.close()
+    return True

@@ -1,0 +1,23 @@
+"""The weighted average of models."""
+
+from torch import Tensor
+
+from surgeon.space.method import merge_method
+from surgeon.space.numeric import column, total
+from surgeon.space.parameters import Models, PerModel
+
+
+@merge_method(blocks="elements")
+def linear(models: Models, weight: PerModel[float], normalize: bool = True) -> Tensor:
+    """Average the models with the given weights, or just add them up when `normalize` is off.
+
+    Computed as x₀ + Σ wᵢ(xᵢ − x₀), so that equal models give exactly themselves. Soups: https://arxiv.org/abs/2203.05482
+    """
+    mass = sum(weight)
+    share = [w / mass for w in weight] if normalize else weight
+    first = models[0] if normalize or mass == 1 else models[0] * mass
+    if len(models) == 1:
+        return first.clone()
+    moved = models[1:] - models[0]
+    moved *= column(share[1:], models)
+    return total(moved).add_(first)

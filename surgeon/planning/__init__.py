@@ -1,0 +1,1 @@
+"""From an expression to steps, memory and bytes, from headers alone."""

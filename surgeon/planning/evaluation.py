@@ -1,0 +1,145 @@
+"""The value of a step on any range of its flat indices; the engine runs it on data, the dry run on `meta`.
+
+Values do not depend on the ranges asked for: elementwise kernels see any block, rows kernels always see the same tiles,
+and whole kernels the whole tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from surgeon.planning.step import Key, Step, below
+from surgeon.space.kernels import Block, Kernel, kernel_named
+from surgeon.space.numeric import CHUNK
+from surgeon.store.header import Stored
+
+#: Elements of one tile of a rows kernel; fixed, since a matrix product's bytes depend on its shape.
+TILE = 1 << 18
+
+Known = dict[tuple[Key, str], Any]
+
+
+class Reader(Protocol):
+    """Brings stored elements as floats to the device."""
+
+    device: torch.device
+
+    def read(self, stored: Stored, start: int, stop: int, out: Tensor) -> None:
+        """Fill `out`, flat, with elements start to stop."""
+        ...
+
+
+class Evaluator:
+    """Evaluates the steps below one output tensor. One thread, one tensor; it caches tiles and whole values."""
+
+    def __init__(self, steps: Mapping[Key, Step], reader: Reader, known: Known, number: int = 0) -> None:
+        self.steps = steps
+        self.reader = reader
+        self.known = known
+        self.number = number
+        self._whole: dict[Key, Tensor] = {}
+        self._tile: dict[Key, tuple[int, Tensor]] = {}
+
+    def value(self, key: Key, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """Elements start to stop of a value: flat, float32 (float64 behind a float64 input)."""
+        step = self.steps[key]
+        if step.kernel == "load":
+            assert step.stored is not None
+            out = self._empty(step, stop - start) if out is None else out
+            self.reader.read(step.stored, start, stop, out)
+            return out
+        kernel = kernel_named(step.kernel)
+        if kernel.blocks == "elements":
+            result = self._compute(step, kernel, start, stop)
+        elif kernel.blocks == "rows":
+            result = self._tiles(step, kernel, start, stop)
+        else:
+            result = self.whole(key).reshape(-1)[start:stop]
+        if out is None:
+            return result
+        return out.copy_(result)
+
+    def whole(self, key: Key) -> Tensor:
+        """A whole value in its own shape, kept while this evaluator lives."""
+        if key not in self._whole:
+            step = self.steps[key]
+            whole = step.kernel != "load" and kernel_named(step.kernel).blocks == "whole"
+            count = step.spec.count
+            flat = self._compute(step, kernel_named(step.kernel), 0, count) if whole else self.value(key, 0, count)
+            self._whole[key] = flat.reshape(step.spec.shape)
+        return self._whole[key]
+
+    def observe(self, step: Step, start: int, stop: int) -> Tensor:
+        """What a step's statistics look at, [k, n], for a block."""
+        kernel = kernel_named(step.kernel)
+        return kernel.observed(self._stack(step, start, stop), step.values)
+
+    def _compute(self, step: Step, kernel: Kernel, start: int, stop: int) -> Tensor:
+        stack = self._stack(step, start, stop)
+        block = Block(step.key.tensor, step.spec.shape, start, stop, self.number)
+        if kernel.blocks == "rows" and len(step.spec.shape) > 1:
+            columns = math.prod(step.spec.shape[1:])
+            stack = stack.reshape(len(stack), (stop - start) // columns, columns)
+        elif kernel.blocks == "whole":
+            stack = stack.reshape(len(stack), *step.spec.shape)
+        wholes = [self.whole(need.key) for need in step.inputs if need.whole]
+        known = {
+            name: statistic.at(self.known[step.key, name], (self.number, start))
+            for name, statistic in kernel.statistics.items()
+        }
+        return kernel(stack, wholes, step.values, block, known).reshape(-1)
+
+    def _stack(self, step: Step, start: int, stop: int) -> Tensor:
+        aligned = [need for need in step.inputs if not need.whole]
+        stack = self._empty(step, len(aligned), stop - start)
+        for row, need in zip(stack, aligned, strict=True):
+            self.value(need.key, start, stop, row)
+        return stack
+
+    def _tiles(self, step: Step, kernel: Kernel, start: int, stop: int) -> Tensor:
+        size, count = tile_elements(step.spec.shape), step.spec.count
+        pieces = []
+        for tile in range(start // size * size, stop, size):
+            held, values = self._tile.get(step.key, (-1, None))
+            if held != tile or values is None:
+                values = self._compute(step, kernel, tile, min(tile + size, count))
+                self._tile[step.key] = tile, values
+            pieces.append(values[max(start - tile, 0) : stop - tile])
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _empty(self, step: Step, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float64 if step.wide else torch.float32, device=self.reader.device)
+
+
+def tile_elements(shape: tuple[int, ...]) -> int:
+    """Elements of one tile of a rows kernel: whole rows, about `TILE` elements, from the shape alone."""
+    columns = max(math.prod(shape[1:]), 1)
+    return max(TILE // columns, 1) * columns
+
+
+def measured(steps: Mapping[Key, Step], key: Key) -> tuple[Step, ...]:
+    """The steps below a value that have statistics, operands first."""
+    return tuple(
+        step for step in below(steps, key) if step.kernel != "load" and kernel_named(step.kernel).statistics
+    )
+
+
+def rounds(steps: Mapping[Key, Step], key: Key) -> int:
+    """How often the inputs of a value are read, worst case: once per round of statistics and once to compute."""
+    looks = (
+        sum(statistic.rounds for statistic in kernel_named(step.kernel).statistics.values())
+        for step in measured(steps, key)
+    )
+    return 1 + sum(looks)
+
+
+def ranges(count: int, block: int) -> Iterator[tuple[int, int]]:
+    """Blocks of a flat tensor, starting at multiples of `CHUNK`."""
+    block = max(block // CHUNK, 1) * CHUNK
+    for start in range(0, count, block):
+        yield start, min(start + block, count)

@@ -1,0 +1,89 @@
+"""The graph of steps: each (node, tensor) pair once, with the settings that hold at that tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from surgeon.anatomy.stacks import Position
+from surgeon.errors import MismatchError
+from surgeon.planning.step import Input, Key, Step
+from surgeon.space.coefficient import Coefficient
+from surgeon.space.schedule import Scalar, Setting, UnknownLayer, value_at
+from surgeon.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from surgeon.planning.resolve import Node
+
+_NONE = object()
+
+
+@dataclass(eq=False)
+class Graph:
+    """Steps built so far, for one expression; `positions` are the layers of the result's tensors."""
+
+    positions: Mapping[str, Position]
+    steps: dict[Key, Step] = field(default_factory=dict)
+    _lowered: dict[tuple[int, str], Any] = field(default_factory=dict)
+    _numbers: dict[int, int] = field(default_factory=dict)
+
+    def key(self, node: Node, tensor: str) -> Key | None:
+        """The key of one tensor of a node, lowering it the first time it is asked for."""
+        pair = id(node), tensor
+        found = self._lowered.get(pair, _NONE)
+        if found is _NONE:
+            found = self._lowered[pair] = node.lower(tensor, self)
+        return found
+
+    def add(
+        self,
+        node: Node,
+        tensor: str,
+        kernel: str,
+        inputs: tuple[Input, ...],
+        settings: Mapping[str, Any] | None = None,
+        part: str = "",
+    ) -> Key:
+        """Add a step; `part` names a value of its own beside the node's tensor (a factor, one update of several)."""
+        number = self._numbers.setdefault(id(node), len(self._numbers))
+        key = Key(number, f"{tensor}\0{part}" if part else tensor)
+        wide = any(self.steps[need.key].wide for need in inputs)
+        spec = TensorSpec("F64" if wide else "F32", node.table[tensor].shape)
+        self.steps[key] = Step(key, spec, kernel, inputs, tuple(sorted((settings or {}).items())), wide=wide)
+        return key
+
+    def load(self, node: Node, tensor: str, stored: Any, part: str = "") -> Key:
+        """Add a step that reads bytes on disk."""
+        number = self._numbers.setdefault(id(node), len(self._numbers))
+        key = Key(number, f"{tensor}\0{part}" if part else tensor)
+        self.steps[key] = Step(key, stored.spec, "load", stored=stored, wide=stored.spec.dtype == "F64")
+        return key
+
+    def number(self, coefficient: Coefficient, tensor: str) -> Fraction:
+        """A coefficient at one tensor. MismatchError where a schedule does not reach."""
+        try:
+            value = coefficient.at(tensor, self.positions.get(tensor))
+        except UnknownLayer:
+            raise unknown_layer(tensor) from None
+        if value is None:
+            raise MismatchError(
+                f"no rule of the schedule in {coefficient} fits {tensor}", hint="end the rules with one without targets"
+            )
+        return value
+
+    def setting(self, setting: Setting, tensor: str, *, head_first: bool) -> Scalar | None:
+        """A setting at one tensor; None when no rule fits."""
+        try:
+            return value_at(setting, tensor, self.positions.get(tensor), head_first=head_first)
+        except UnknownLayer:
+            raise unknown_layer(tensor) from None
+
+
+def unknown_layer(tensor: str) -> MismatchError:
+    """A list over the layers met a tensor whose layer no declared layout tells."""
+    return MismatchError(
+        f"a list over the layers does not say what {tensor} takes: its layer is not known",
+        hint="give this tensor a rule with targets, or a plain number",
+    )

@@ -1,0 +1,223 @@
+"""The nodes planning knows: a point on disk, a difference on a base, a sum, a merge."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surgeon.artifacts.artifact import Artifact
+from surgeon.errors import MismatchError, RefusedError
+from surgeon.planning.step import Input, Key
+from surgeon.space.coefficient import Coefficient
+from surgeon.space.expr import ONE, Settings
+from surgeon.space.parameters import Each, Parameter
+from surgeon.store.adapter import LowRank, Replacement
+
+if TYPE_CHECKING:
+    from surgeon.planning.graph import Graph
+    from surgeon.planning.resolve import Node, Table
+    from surgeon.space.method import MergeMethod
+    from surgeon.store.adapter import Adapter
+    from surgeon.store.checkpoint import Checkpoint
+
+ZERO = Coefficient(Fraction(0))
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """A checkpoint."""
+
+    label: str
+    source: Checkpoint
+
+    @functools.cached_property
+    def table(self) -> Table:
+        """Its tensors, in file order."""
+        return {name: stored.spec for name, stored in self.source.tensors.items()}
+
+    @property
+    def mass(self) -> Coefficient:
+        """One."""
+        return ONE
+
+    def lower(self, tensor: str, graph: Graph) -> Key | None:
+        """The bytes on disk."""
+        return graph.load(self, tensor, self.source.tensors[tensor])
+
+
+@dataclass(frozen=True, eq=False)
+class Delta:
+    """An adapter, standing on a base whose tensors it changes."""
+
+    label: str
+    source: Adapter
+    base: Node
+    updates: Mapping[str, tuple[LowRank | Replacement, ...]]
+
+    @property
+    def table(self) -> Table:
+        """The base's: a difference has the shape of what it stands on."""
+        return self.base.table
+
+    @property
+    def mass(self) -> Coefficient:
+        """Zero."""
+        return ZERO
+
+    def lower(self, tensor: str, graph: Graph) -> Key | None:
+        """The sum of its updates of a tensor; None when it does not touch it."""
+        if tensor not in self.updates:
+            return None
+        if not self.table[tensor].is_float:
+            raise MismatchError(f"{self.label} changes {tensor}, which is {self.table[tensor].dtype}: not a float")
+        parts, standing = [], graph.key(self.base, tensor)
+        assert standing is not None
+        for number, update in enumerate(self.updates[tensor]):
+            part, standing = self._update(tensor, update, str(number), standing, graph)
+            parts.append(part)
+        if len(parts) == 1:
+            return parts[0]
+        settings = {"coefficients": (1.0,) * len(parts), "points": 0, "anchored": False, "mass": 0.0}
+        return graph.add(self, tensor, "combine", tuple(Input(part) for part in parts), settings)
+
+    def _update(
+        self, tensor: str, update: LowRank | Replacement, part: str, standing: Key, graph: Graph
+    ) -> tuple[Key, Key]:
+        """The step of one update, and the value the next one stands on: a replaced tensor may be adapted too."""
+        if isinstance(update, Replacement):
+            value = graph.load(self, tensor, update.value, f"{part}.value")
+            settings = {"coefficients": (1.0,), "points": 1, "anchored": True, "mass": 0.0}
+            return graph.add(self, tensor, "combine", (Input(standing), Input(value)), settings, part), value
+        factors = tuple(
+            Input(graph.load(self, tensor, stored, f"{part}.{name}"), whole=True)
+            for name, stored in (("A", update.a), ("B", update.b), ("m", update.magnitude))
+            if stored is not None
+        )
+        settings = {"scale": update.scale, "transposed": update.transposed}
+        if update.magnitude is None:
+            return graph.add(self, tensor, "low_rank", factors, settings, part), standing
+        return graph.add(self, tensor, "dora", (Input(standing), *factors), settings, part), standing
+
+
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """A combination: points, the first of which anchors it, and differences."""
+
+    label: str
+    table: Table
+    points: tuple[tuple[Node, Coefficient], ...]
+    differences: tuple[tuple[Node, Coefficient], ...]
+    mass: Coefficient
+
+    def lower(self, tensor: str, graph: Graph) -> Key | None:
+        """One `combine` step of the terms that matter here; the anchor itself when it alone is left."""
+        if not self.table[tensor].is_float:
+            return self._unchanged(tensor, graph)
+        anchor = graph.key(self.points[0][0], tensor) if self.points else None
+        mass = graph.number(self.mass, tensor)
+        points = self._terms(self.points[1:], tensor, graph)
+        differences = self._terms(self.differences, tensor, graph)
+        if not points and not differences:
+            return anchor if mass == 1 else None
+        settings = {
+            "coefficients": tuple(float(c) for _, c in (*points, *differences)),
+            "points": len(points),
+            "anchored": anchor is not None and (bool(points) or mass == 1),
+            "mass": float(mass),
+        }
+        keys = [key for key, _ in (*points, *differences)]
+        inputs = [anchor, *keys] if settings["anchored"] else keys
+        return graph.add(self, tensor, "combine", tuple(Input(key) for key in inputs if key), settings)
+
+    def _terms(
+        self, terms: tuple[tuple[Node, Coefficient], ...], tensor: str, graph: Graph
+    ) -> list[tuple[Key, Fraction]]:
+        weighed = [(node, graph.number(coefficient, tensor)) for node, coefficient in terms]
+        keyed = [(graph.key(node, tensor), coefficient) for node, coefficient in weighed if coefficient]
+        return [(key, coefficient) for key, coefficient in keyed if key is not None]
+
+    def _unchanged(self, tensor: str, graph: Graph) -> Key | None:
+        for node, _ in self.differences:
+            graph.key(node, tensor)
+        keys = tuple(dict.fromkeys(graph.key(node, tensor) for node, _ in self.points))
+        return same_bytes(self, tensor, keys, graph)
+
+
+@dataclass(frozen=True, eq=False)
+class Mix:
+    """A merge method over members, each with settings of its own."""
+
+    label: str
+    method: MergeMethod[Any]
+    base: Node | None
+    members: tuple[tuple[Node, Settings], ...]
+    settings: Settings
+    semantics: str
+
+    @property
+    def table(self) -> Table:
+        """The base's, else the first member's."""
+        return (self.base or self.members[0][0]).table
+
+    @property
+    def mass(self) -> Coefficient:
+        """A merge of models is a model."""
+        return ONE
+
+    def lower(self, tensor: str, graph: Graph) -> Key | None:
+        """One step of the method's kernel; the base itself when no member differs from it here."""
+        base = graph.key(self.base, tensor) if self.base is not None else None
+        keys = [graph.key(node, tensor) for node, _ in self.members]
+        if not self.table[tensor].is_float:
+            points = [key for key in (base, *keys) if key is not None]
+            return same_bytes(self, tensor, tuple(dict.fromkeys(points)), graph)
+        settings = self._settings(tensor, graph)
+        if all(key is None or key == base for key in keys):
+            return base
+        filled = [key or graph.add(self, tensor, "zeros", (), part=f"zero{i}") for i, key in enumerate(keys)]
+        inputs = tuple(Input(key) for key in ((base, *filled) if self.method.needs_base else filled) if key)
+        return graph.add(self, tensor, f"merge:{self.method.name}", inputs, settings)
+
+    def _settings(self, tensor: str, graph: Graph) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "differences": tuple(node.mass.is_number(0) for node, _ in self.members),
+            "labels": tuple(node.label for node, _ in self.members),
+        }
+        for parameter in self.method.parameters.values():
+            if parameter.per_model:
+                values = (self._value(parameter, own, tensor, graph) for _, own in self.members)
+                found[parameter.argument] = tuple(values)
+            else:
+                found[parameter.argument] = self._value(parameter, (), tensor, graph)
+        return found
+
+    def _value(self, parameter: Parameter, own: Settings, tensor: str, graph: Graph) -> Any:
+        for level in (dict(own), dict(self.settings)):
+            if parameter.name in level:
+                head_first = self.semantics == "mergekit"
+                value = graph.setting(level[parameter.name], tensor, head_first=head_first)
+                if value is not None:
+                    return _plain(value, parameter)
+        if parameter.required:
+            raise RefusedError(f"{self.method.name}: no rule of {parameter.name!r} fits {tensor}, and it has no default")
+        return parameter.default.value if isinstance(parameter.default, Each) else parameter.default
+
+
+def same_bytes(node: Node, tensor: str, keys: tuple[Key | None, ...], graph: Graph) -> Key | None:
+    """A tensor that is not a float must be the same in all inputs: the key of the first, or of a step that checks."""
+    if len(keys) == 1:
+        return keys[0]
+    return graph.add(node, tensor, "same", tuple(Input(key) for key in keys if key is not None))
+
+
+def _plain(value: Any, parameter: Parameter) -> Any:
+    """The value a kernel gets: numbers rounded once to float, files opened."""
+    if fault := parameter.fault(value):
+        raise RefusedError(fault)
+    if issubclass(parameter.type, Artifact):
+        return parameter.type.load(Path(str(value)))
+    return parameter.type(value) if isinstance(value, Fraction) else value

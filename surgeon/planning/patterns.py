@@ -1,0 +1,33 @@
+"""Every pattern of a recipe must fit at least one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from surgeon.errors import Fault, Origin, RecipeError
+from surgeon.space.expr import Combination, Expr, Merge, walk
+from surgeon.space.schedule import patterns
+from surgeon.space.select import matches
+
+
+def check_patterns(expr: Expr, table: Mapping[str, Any]) -> None:
+    """RecipeError listing every targets pattern that fits no tensor of the table."""
+    faults = []
+    for origin, pattern in dict.fromkeys(_patterns(expr)):
+        if not any(matches(pattern, name) for name in table):
+            hint = f"tensors are called {', '.join(list(table)[:3])}, …; `surgeon show` lists them"
+            faults.append(Fault(f"the pattern {pattern!r} fits no tensor", origin, hint))
+    if faults:
+        raise RecipeError(faults)
+
+
+def _patterns(expr: Expr) -> Iterator[tuple[Origin | None, str]]:
+    for node in walk(expr):
+        if isinstance(node, Combination):
+            schedules = [schedule for _, coefficient in node.terms for schedule, _ in coefficient.scheduled]
+        elif isinstance(node, Merge):
+            schedules = [value for own in (node.settings, *(m.settings for m in node.members)) for _, value in own]
+        else:
+            continue
+        yield from ((node.origin, pattern) for schedule in schedules for pattern in patterns(schedule))

@@ -1,0 +1,166 @@
+"""A plan: every output tensor accounted for, where it goes, what it costs; built from headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from surgeon.anatomy.stacks import positions
+from surgeon.errors import MismatchError, RefusedError
+from surgeon.planning.evaluation import rounds
+from surgeon.planning.graph import Graph
+from surgeon.planning.options import Options
+from surgeon.planning.patterns import check_patterns
+from surgeon.planning.resolve import Node, Resolver, check_mass
+from surgeon.planning.side_files import files_model
+from surgeon.planning.sources import Sources, open_sources
+from surgeon.planning.step import Key, Step, Target, below
+from surgeon.space.expr import Model
+from surgeon.space.output import Recipe
+from surgeon.space.select import matches
+from surgeon.store.checkpoint import Checkpoint
+from surgeon.store.layout import Layout, lay_out
+from surgeon.tensors import TensorSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What will be read, computed and written. `explain()` says it in words; nothing has been read."""
+
+    recipe: Recipe
+    options: Options
+    sources: Sources
+    steps: Mapping[Key, Step]
+    targets: tuple[Target, ...]
+    dropped: tuple[str, ...]
+    layout: Layout
+    files_from: Checkpoint
+    workers: int
+    peak: int
+    warnings: tuple[str, ...]
+
+    @property
+    def tier(self) -> str:
+        """A: the same bytes on any CPU of one architecture; B: on the same torch build and CPU capability."""
+        products = {"low_rank", "dora"}
+        kernels = {step.kernel for step in self.steps.values()}
+        return "B" if kernels & products or any(_is_whole(kernel) for kernel in kernels) else "A"
+
+    def explain(self) -> str:
+        """The plan in words, in the manner of terraform: a legend, what changes, a sentence of totals."""
+        from surgeon.planning.explain import explain
+
+        return explain(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON-ready data."""
+        from surgeon.planning.explain import as_dict
+
+        return as_dict(self)
+
+
+def _is_whole(kernel: str) -> bool:
+    from surgeon.space.kernels import kernel_named
+
+    return kernel not in ("load", "same") and kernel_named(kernel).blocks != "elements"
+
+
+def build(recipe: Recipe, options: Options | None = None) -> Plan:
+    """Plan a recipe: open its models' headers, check that everything fits, decide how each tensor is made."""
+    from surgeon.planning.memory import fit
+
+    options = options or Options()
+    files_from = recipe.output.files_from
+    sources = open_sources(recipe.expr, *([files_from] if files_from is not None else []))
+    root = Resolver(sources)(recipe.expr)
+    check_mass(root, wanted=(1,))
+    giver = files_model(recipe, sources)
+    graph = Graph(positions(root.table))
+    check_patterns(recipe.expr, root.table)
+    if recipe.output.rounding != "nearest":
+        raise RefusedError(f"rounding: {recipe.output.rounding} needs an edit that promises a zero", origin=recipe.output.origin)
+    dropped = _dropped(recipe, root)
+    targets = tuple(
+        _target(root, name, number, graph, recipe.output.dtype, giver)
+        for number, name in enumerate(name for name in root.table if name not in dropped)
+    )
+    _refuse_quantised(targets, graph.steps, sources)
+    source_map = giver.shard_of if recipe.output.shard_size is None else None
+    layout = lay_out({target.name: target.spec for target in targets}, source_map, recipe.output.shard_size)
+    targets = tuple(replace(target, reads=_reads(graph.steps, target)) for target in targets)
+    targets, workers, peak = fit(graph.steps, targets, options)
+    return Plan(
+        recipe, options, sources, graph.steps, targets, dropped, layout, giver, workers, peak, _warnings(targets, sources)
+    )
+
+
+def _target(root: Node, name: str, number: int, graph: Graph, dtype: str | None, giver: Checkpoint) -> Target:
+    key = graph.key(root, name)
+    assert key is not None
+    step = graph.steps[key]
+    kept = giver.tensors[name].spec.dtype if name in giver.tensors else step.spec.dtype
+    spec = TensorSpec(kept if root.table[name].is_float else root.table[name].dtype, step.spec.shape).cast(dtype)
+    if step.kernel == "same":
+        first, *others = (graph.steps[need.key].stored for need in step.inputs)
+        assert first is not None
+        return Target(name, first.spec, key, "copy", "equal in all", first, tuple(o for o in others if o), number)
+    if step.kernel == "load" and step.stored is not None and step.stored.spec.dtype == spec.dtype:
+        return Target(name, spec, key, "copy", "unchanged", step.stored, (), number)
+    reason = "cast" if step.kernel == "load" else _reason(graph.steps, step)
+    return Target(name, spec, key, "compute", reason, None, (), number)
+
+
+def _reason(steps: Mapping[Key, Step], step: Step) -> str:
+    kernels = [s.kernel.removeprefix("merge:") for s in below(steps, step.key) if s.kernel not in ("load", "zeros")]
+    words = {"low_rank": "adapter", "dora": "DoRA adapter", "combine": "combine"}
+    return " → ".join(dict.fromkeys(words.get(kernel, kernel) for kernel in kernels))
+
+
+def _reads(steps: Mapping[Key, Step], target: Target) -> int:
+    stored = sum(step.stored.spec.nbytes for step in below(steps, target.key) if step.stored is not None)
+    return stored if target.action == "copy" else stored * rounds(steps, target.key)
+
+
+def _dropped(recipe: Recipe, root: Node) -> tuple[str, ...]:
+    for pattern in recipe.output.drop:
+        if not any(matches(pattern, name) for name in root.table):
+            raise RefusedError(f"drop: {pattern!r} matches no tensor", origin=recipe.output.origin)
+    return tuple(name for name in root.table if any(matches(pattern, name) for pattern in recipe.output.drop))
+
+
+def _refuse_quantised(targets: tuple[Target, ...], steps: Mapping[Key, Step], sources: Sources) -> None:
+    computed = [target for target in targets if target.action == "compute"]
+    if not computed:
+        return
+    for model, source in sources.items():
+        if isinstance(source, Checkpoint) and source.config.get("quantization_config"):
+            raise MismatchError(
+                f"{model} is quantised (its config.json has quantization_config); {computed[0].name} would be computed "
+                "from packed weights",
+                origin=model.origin,
+                hint="use the model in bf16 or fp32: arithmetic on quantised weights is not done",
+            )
+    packed = [f"{s.key.tensor} {s.spec}" for t in computed for s in below(steps, t.key) if _packed(s)]
+    if packed:
+        raise MismatchError(
+            f"arithmetic needs F16, BF16, F32 or F64 tensors; found {', '.join(packed[:5])}", hint="dequantise it first"
+        )
+
+
+def _packed(step: Step) -> bool:
+    return step.stored is not None and not step.stored.spec.is_float
+
+
+def _warnings(targets: tuple[Target, ...], sources: Sources) -> tuple[str, ...]:
+    found = []
+    if sources and all(target.action == "copy" for target in targets):
+        found.append("nothing changes: every tensor is a copy")
+    configs = {
+        str(model): source.config.get("model_type")
+        for model, source in sources.items()
+        if isinstance(source, Checkpoint) and isinstance(model, Model) and source.config
+    }
+    if len(set(configs.values())) > 1:
+        found.append("the models' configs name different types: " + ", ".join(f"{k}: {v}" for k, v in configs.items()))
+    return tuple(found)

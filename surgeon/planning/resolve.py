@@ -1,0 +1,173 @@
+"""From an expression to nodes with tables and masses: which points, which differences, from which base.
+
+A node answers from headers alone: its `table` of tensors, and `lower(tensor, graph)`, the key of the step that computes
+one of them (None where a difference does not touch the tensor). A new kind of expression registers its own resolver.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from surgeon.errors import MismatchError, RefusedError, SurgeonError
+from surgeon.planning.sources import Sources
+from surgeon.space.coefficient import Coefficient
+from surgeon.space.expr import ONE, Combination, Expr, Merge, Model, Settings
+from surgeon.space.method import MergeMethod
+from surgeon.space.registry import merge_method_named
+from surgeon.store.adapter import Adapter
+from surgeon.store.checkpoint import Checkpoint
+from surgeon.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from surgeon.planning.graph import Graph
+    from surgeon.planning.step import Key
+
+Table = Mapping[str, TensorSpec]
+
+
+class Node(Protocol):
+    """A resolved expression."""
+
+    table: Table
+    label: str
+
+    @property
+    def mass(self) -> Coefficient:
+        """The sum of its coefficients: 1 for a model, 0 for a difference."""
+        ...
+
+    def lower(self, tensor: str, graph: Graph) -> Key | None:
+        """The key of the step that computes a tensor."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Resolver:
+    """Resolves the expressions of one plan against their opened sources; `base` is what differences stand on."""
+
+    sources: Sources
+    base: Node | None = None
+    done: dict[tuple[Expr, int], Node] = field(default_factory=dict)
+
+    def __call__(self, expr: Expr) -> Node:
+        """The node of an expression; equal expressions on one base are one node."""
+        key = expr, id(self.base)
+        if key not in self.done:
+            try:
+                self.done[key] = resolve(expr, self)
+            except SurgeonError as error:
+                error.origin = error.origin or expr.origin
+                raise
+        return self.done[key]
+
+    def on(self, base: Node | None) -> Resolver:
+        """The same resolver with another base for differences."""
+        return Resolver(self.sources, base, self.done)
+
+    def is_adapter(self, expr: Expr) -> bool:
+        """Whether an expression is an adapter itself."""
+        return isinstance(expr, Model) and isinstance(self.sources[expr], Adapter)
+
+
+@functools.singledispatch
+def resolve(expr: Expr, resolver: Resolver) -> Node:
+    """The node of an expression; kinds of expressions register themselves here."""
+    raise RefusedError(f"{type(expr).__name__} cannot be planned", origin=expr.origin)
+
+
+@resolve.register
+def _model(expr: Model, resolver: Resolver) -> Node:
+    from surgeon.planning.nodes import Delta, Point
+
+    source = resolver.sources[expr]
+    if isinstance(source, Checkpoint):
+        return Point(str(expr), source)
+    base = resolver.on(None)(expr.base_model) if expr.base_model is not None else resolver.base
+    if base is None:
+        raise MismatchError(
+            f"{expr} is an adapter, a difference without a model to stand on", hint=f"write base + 1*{expr}"
+        )
+    updates = source.on(base.table, base.label)
+    return Delta(str(expr), source, base, updates)
+
+
+@resolve.register
+def _combination(expr: Combination, resolver: Resolver) -> Node:
+    from surgeon.planning.nodes import Sum
+
+    alone = resolver.on(None)
+    anchor = next((alone(term) for term, _ in expr.terms if not resolver.is_adapter(term)), None)
+    standing = resolver.on(anchor or resolver.base)
+    nodes = [(standing(term) if resolver.is_adapter(term) else alone(term), c) for term, c in expr.terms]
+    points = tuple((node, c) for node, c in nodes if node.mass.is_number(1))
+    differences = tuple((node, c) for node, c in nodes if not node.mass.is_number(1))
+    if not nodes:
+        raise MismatchError("everything cancels: the combination is zero", hint="a model needs weights that sum to 1")
+    for node, _ in points[1:]:
+        same_tables(points[0][0], node)
+    table = points[0][0].table if points else nodes[0][0].table
+    mass = sum((c for _, c in points), Coefficient(ONE.constant * 0))
+    return Sum(str(expr), table, points, differences, mass)
+
+
+@resolve.register
+def _merge(expr: Merge, resolver: Resolver) -> Node:
+    from surgeon.planning.nodes import Mix
+
+    method = merge_method_named(expr.method)
+    base = resolver.on(None)(expr.base_model) if expr.base_model is not None else None
+    members = tuple((resolver.on(base)(member.of), member.settings) for member in expr.members)
+    _check_merge(expr, method, base, members)
+    return Mix(str(expr), method, base, members, expr.settings, expr.semantics)
+
+
+def _check_merge(
+    expr: Merge, method: MergeMethod[...], base: Node | None, members: tuple[tuple[Node, Settings], ...]
+) -> None:
+    if method.needs_base and base is None:
+        raise RefusedError(f"{method.name} needs a base_model", hint="name the model the others were made from")
+    if base is not None and not method.needs_base:
+        raise RefusedError(f"{method.name} has no base_model", hint="list it among the models, with a weight")
+    low, high = method.models
+    if len(members) < low or (high is not None and len(members) > high):
+        wanted = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
+        raise RefusedError(f"{method.name} takes {wanted} model(s) besides the base; {len(members)} given")
+    points = [node for node, _ in members if node.mass.is_number(1)]
+    for node, _ in members:
+        check_mass(node)
+        if node.mass.is_number(0) and base is None:
+            raise MismatchError(f"{node.label} is a difference, and {method.name} has no base to add it to")
+    for node in points if base is not None else points[1:]:
+        same_tables(base or points[0], node)
+    if base is not None:
+        check_mass(base, wanted=(1,))
+
+
+def check_mass(node: Node, wanted: tuple[int, ...] = (1, 0)) -> None:
+    """Refuse a value whose coefficients sum to neither 1 nor (where allowed) 0."""
+    if any(node.mass.is_number(value) for value in wanted):
+        return
+    points = [(point.label, c) for point, c in getattr(node, "points", ())]
+    moved = " + ".join(f"{c}*({label} - {points[0][0]})" for label, c in points[1:])
+    hint = f"did you mean {points[0][0]} + {moved}?" if moved else "write base + w*(model - base)"
+    needed = "a model needs 1" + (", a task vector 0" if 0 in wanted else "; a task vector (0) is not a model")
+    raise MismatchError(f"the weights of {node.label} sum to {node.mass}; {needed}", hint=hint)
+
+
+def same_tables(first: Node, second: Node) -> None:
+    """Refuse points whose tensor names, shapes or integer dtypes differ, listing all differences."""
+    faults = [f"{name}: only in {first.label}" for name in first.table.keys() - second.table.keys()]
+    faults += [f"{name}: only in {second.label}" for name in second.table.keys() - first.table.keys()]
+    for name in first.table.keys() & second.table.keys():
+        one, other = first.table[name], second.table[name]
+        if one.shape != other.shape or (one.dtype != other.dtype and not (one.is_float and other.is_float)):
+            faults.append(f"{name}: {one} in {first.label}, {other} in {second.label}")
+    if faults:
+        shown = "\n    ".join(sorted(faults)[:40]) + (f"\n    … {len(faults) - 40} more" if len(faults) > 40 else "")
+        raise MismatchError(
+            f"{first.label} and {second.label} do not fit together:\n    {shown}",
+            hint="models must share names, shapes and integer dtypes to be combined",
+        )

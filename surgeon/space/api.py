@@ -1,0 +1,93 @@
+"""Writing expressions in Python: `open` names a checkpoint, `merge` applies a method. Nothing is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from surgeon.errors import Fault, RecipeError, RefusedError, nearest
+from surgeon.space.expr import Expr, Member, Merge, Model, settings
+from surgeon.space.parameters import Parameter
+from surgeon.space.registry import merge_method_named
+from surgeon.space.schedule import Layers, Rule, Rules, Setting, exact
+
+
+def open(ref: str | Path, *, base_model: Expr | None = None) -> Model:  # noqa: A001  (the verb users know)
+    """A model or LoRA adapter, by path (starting with ./ ../ / or ~, or a `Path`) or Hub id ``org/name[@revision]``.
+
+    `base_model` is what an adapter's replaced tensors are differences from; by default the model it is added to.
+    """
+    if isinstance(ref, Path):
+        ref = str(ref) if ref.is_absolute() or str(ref).startswith(("./", "../", "~")) else f"./{ref}"
+    return Model(ref, base_model, name=Path(ref.partition("@")[0]).name)
+
+
+def merge(
+    method: str,
+    models: Sequence[Expr],
+    *,
+    base_model: Expr | None = None,
+    semantics: str = "paper",
+    name: str = "",
+    **given: Any,
+) -> Merge:
+    """Merge models with a registered method; `surgeon.methods(NAME)` tells its settings.
+
+    A setting that is one number a model takes a number for all or a sequence with one value a model; any number may be
+    a `Layers` or `Rules` schedule. RecipeError lists every unknown setting and value out of range.
+    """
+    found = merge_method_named(method)
+    shared: dict[str, Setting] = {}
+    own: list[dict[str, Setting]] = [{} for _ in models]
+    faults: list[Fault] = []
+    for argument, value in given.items():
+        parameter = found.parameters.get(argument.rstrip("_"))
+        if parameter is None:
+            faults.append(Fault(f"{method} has no setting {argument!r}", hint=nearest(argument, found.parameters)))
+        elif parameter.per_model and isinstance(value, Sequence) and not isinstance(value, str):
+            if len(value) != len(models):
+                faults.append(Fault(f"{argument} has {len(value)} values for {len(models)} models"))
+            for settings_of_one, one in zip(own, value, strict=False):
+                settings_of_one[parameter.name] = _setting(parameter, one, faults)
+        else:
+            shared[parameter.name] = _setting(parameter, value, faults)
+    missing = [p.name for p in found.parameters.values() if p.required and p.name not in shared.keys() | _common(own)]
+    faults += [Fault(f"{method} needs {name!r}") for name in missing]
+    if faults:
+        raise RecipeError(faults)
+    members = tuple(Member(model, settings(one)) for model, one in zip(models, own, strict=True))
+    if not members:
+        raise RefusedError(f"{method} needs models", hint="give a list of at least one")
+    return Merge(method, members, base_model, settings(shared), semantics, name)
+
+
+def _common(own: Sequence[Mapping[str, Setting]]) -> set[str]:
+    return set.intersection(*(set(one) for one in own)) if own else set()
+
+
+def _setting(parameter: Parameter, value: Any, faults: list[Fault]) -> Setting:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        value = Layers(tuple(_scalar(one, faults) for one in value))
+    setting = value if isinstance(value, Layers | Rules) else _scalar(value, faults)
+    faults += [Fault(fault) for one in _scalars(setting) if (fault := parameter.fault(one))]
+    return setting
+
+
+def _scalar(value: Any, faults: list[Fault]) -> Fraction | bool | str:
+    if isinstance(value, bool | str):
+        return value
+    try:
+        return exact(value)
+    except ValueError as error:
+        faults.append(Fault(str(error)))
+        return Fraction(0)
+
+
+def _scalars(setting: Setting | Rule) -> list[Fraction | bool | str]:
+    if isinstance(setting, Layers):
+        return list(setting.values)
+    if isinstance(setting, Rules):
+        return [scalar for rule in setting.rules for scalar in _scalars(rule.value)]
+    return [] if isinstance(setting, Rule) else [setting]

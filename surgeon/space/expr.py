@@ -1,0 +1,155 @@
+"""Expressions over checkpoints, as frozen data: a model, a combination, a merge.
+
+Checkpoints are points of a vector space. `+ - *` build one canonical `Combination`, so `a + 2*(b - c) - b` *is*
+`a + b - 2*c`: cancelled inputs are never read. Nothing is read when an expression is built, and nothing here knows of
+plans or engines. `Edit` and `Reshape` nodes are further subclasses of `Expr`, lowered by planning as these are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from surgeon.errors import Origin
+from surgeon.space.coefficient import Coefficient
+from surgeon.space.schedule import Schedule, Setting
+
+Number = int | float | Fraction | Schedule | Coefficient
+Settings = tuple[tuple[str, Setting], ...]
+
+
+class Expr:
+    """Base of all expressions; immutable, hashable, comparable. Arithmetic gives a `Combination`."""
+
+    origin: Origin | None
+
+    def __add__(self, other: Expr | int) -> Expr:
+        if isinstance(other, int) and other == 0:
+            return self
+        return combination([(self, ONE), (other, ONE)]) if isinstance(other, Expr) else NotImplemented
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Expr) -> Expr:
+        return combination([(self, ONE), (other, -ONE)]) if isinstance(other, Expr) else NotImplemented
+
+    def __neg__(self) -> Expr:
+        return combination([(self, -ONE)])
+
+    def __mul__(self, number: Number) -> Expr:
+        if isinstance(number, Expr):
+            return NotImplemented
+        return combination([(self, Coefficient.of(number))])
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, number: int | float | Fraction) -> Expr:
+        return combination([(self, Coefficient(1 / Coefficient.of(number).constant))])
+
+
+ONE = Coefficient(Fraction(1))
+
+
+@dataclass(frozen=True)
+class Model(Expr):
+    """A checkpoint (mass 1) or a LoRA adapter (mass 0), by path or Hub id; which of the two is read when planning.
+
+    `probe` is the command line's rule: a path if that path exists, else a Hub id. `base_model` is what an adapter's
+    replaced tensors are differences from.
+    """
+
+    ref: str
+    base_model: Expr | None = None
+    probe: bool = field(default=False, compare=False)
+    name: str = field(default="", compare=False)
+    origin: Origin | None = field(default=None, compare=False)
+
+    def __str__(self) -> str:
+        return self.name or self.ref
+
+
+@dataclass(frozen=True)
+class Combination(Expr):
+    """Σ coefficient · term; canonical: no nested combination, no term twice, none with coefficient zero."""
+
+    terms: tuple[tuple[Expr, Coefficient], ...]
+    origin: Origin | None = field(default=None, compare=False)
+
+    def __str__(self) -> str:
+        return " + ".join(f"{coefficient}*{term}" for term, coefficient in self.terms) or "0"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of a merge, with the settings that are its own."""
+
+    of: Expr
+    settings: Settings = ()
+
+
+@dataclass(frozen=True)
+class Merge(Expr):
+    """A registered merge method over several points."""
+
+    method: str
+    members: tuple[Member, ...]
+    base_model: Expr | None = None
+    settings: Settings = ()
+    semantics: str = "paper"
+    name: str = field(default="", compare=False)
+    origin: Origin | None = field(default=None, compare=False)
+
+    def __str__(self) -> str:
+        return self.name or f"{self.method}({', '.join(str(member.of) for member in self.members)})"
+
+
+def combination(terms: Iterable[tuple[Expr, Coefficient]], origin: Origin | None = None) -> Expr:
+    """The canonical combination of terms, in the order written; a single term at coefficient 1 is that term."""
+    merged: dict[Expr, Coefficient] = {}
+    for term, coefficient in _flat(terms):
+        merged[term] = merged[term] + coefficient if term in merged else coefficient
+    kept = tuple((term, coefficient) for term, coefficient in merged.items() if not coefficient.is_zero)
+    if len(kept) == 1 and kept[0][1].is_number(1):
+        return kept[0][0]
+    return Combination(kept, origin)
+
+
+def _flat(terms: Iterable[tuple[Expr, Coefficient]]) -> Iterator[tuple[Expr, Coefficient]]:
+    for term, coefficient in terms:
+        if isinstance(term, Combination):
+            yield from ((inner, own * coefficient) for inner, own in term.terms)
+        else:
+            yield term, coefficient
+
+
+def settings(values: Mapping[str, Setting]) -> Settings:
+    """Settings in canonical order."""
+    return tuple(sorted(values.items()))
+
+
+def children(expr: Expr) -> tuple[Expr, ...]:
+    """The expressions a node is made of, in order."""
+    if isinstance(expr, Combination):
+        return tuple(term for term, _ in expr.terms)
+    if isinstance(expr, Merge):
+        base = (expr.base_model,) if expr.base_model is not None else ()
+        return (*base, *(member.of for member in expr.members))
+    if isinstance(expr, Model) and expr.base_model is not None:
+        return (expr.base_model,)
+    return ()
+
+
+def walk(expr: Expr) -> Iterator[Expr]:
+    """Every node below and including `expr`, each once, operands before what uses them."""
+    seen: set[Expr] = set()
+
+    def visit(node: Expr) -> Iterator[Expr]:
+        if node in seen:
+            return
+        seen.add(node)
+        for child in children(node):
+            yield from visit(child)
+        yield node
+
+    yield from visit(expr)

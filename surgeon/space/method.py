@@ -1,0 +1,109 @@
+"""`@merge_method`: a plain function becomes a registered merge method, and stays callable on plain tensors."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, ParamSpec
+
+from torch import Tensor
+
+from surgeon.space.noise import Noise
+from surgeon.space.parameters import Each, Operand, Parameter, Signature, read_signature
+
+P = ParamSpec("P")
+Blocks = Literal["elements", "rows", "whole"]
+
+
+@dataclass(frozen=True, eq=False)
+class MergeMethod(Generic[P]):
+    """A merge method: its function, what it asks for, and what it promises.
+
+    `blocks` says which part of a tensor may be computed alone: any run of its ``elements``, any band of its ``rows``,
+    or only the ``whole``. `breaks` maps a law it does not keep to the reason.
+    """
+
+    function: Callable[P, Tensor]
+    blocks: Blocks
+    signature: Signature
+    models: tuple[int, int | None] = (1, None)
+    breaks: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The name recipes use: the function's."""
+        return self.function.__name__
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether it works on task vectors or asks for the base."""
+        return self.signature.asks(Operand.TASK_VECTORS) or self.signature.asks(Operand.BASE)
+
+    @property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """Settings by recipe name; a method that asks for noise has a `seed`."""
+        seed = (Parameter("seed", "seed", int, False, 0),) if self.signature.noise else ()
+        return {parameter.name: parameter for parameter in (*self.signature.parameters, *seed)}
+
+    @property
+    def operand(self) -> str:
+        """The argument that holds the models or task vectors."""
+        wanted = (Operand.TASK_VECTORS, Operand.MODELS)
+        return next(argument for argument, kind in self.signature.operands if kind in wanted)
+
+    @property
+    def summary(self) -> str:
+        """First line of the docstring."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor:
+        """Run on tensors in hand, [model, …]; statistics not given are computed of the whole tensors."""
+        bound = inspect.signature(self.function).bind(*args, **kwargs)
+        bound.apply_defaults()
+        values = bound.arguments
+        count = len(values[self.operand])
+        for name, value in values.items():
+            if isinstance(value, Each):
+                values[name] = (value.value,) * count
+        settings = {parameter.name: values[parameter.argument] for parameter in self.signature.parameters}
+        for argument, statistic in self.signature.statistics:
+            if values[argument] is statistic:
+                values[argument] = statistic.of(self.observed(values), settings)
+        if self.signature.noise and not isinstance(values[self.signature.noise], Noise):
+            values[self.signature.noise] = Noise()
+        return self.function(*bound.args, **bound.kwargs)
+
+    def observed(self, operands: Mapping[str, Any]) -> Tensor:
+        """What statistics look at: the base (if the function asks for it with models) and the models, in order."""
+        import torch
+
+        base = next((argument for argument, kind in self.signature.operands if kind is Operand.BASE), None)
+        if base is None or self.signature.asks(Operand.TASK_VECTORS):
+            return operands[self.operand]
+        return torch.cat([operands[base].unsqueeze(0), operands[self.operand]])
+
+
+def merge_method(
+    function: Callable[P, Tensor] | None = None,
+    *,
+    blocks: Blocks = "whole",
+    models: tuple[int, int | None] = (1, None),
+    ranges: dict[str, str] | None = None,
+    breaks: dict[str, str] | None = None,
+) -> Any:
+    """Register a function as a merge method (bare, or with arguments).
+
+    The signature is the interface: `TaskVectors`, `Models`, `Base` are float32 tensors; `PerModel` a number a model;
+    float, int, bool, str and Literal are settings of the step; a `Statistic` default is computed beforehand; `Noise`
+    is randomness. `ranges` bounds numbers (``{"density": "(0, 1]"}``), `models` counts models without the base.
+    """
+
+    def register(decorated: Callable[P, Tensor]) -> MergeMethod[P]:
+        signature = read_signature(decorated, ranges or {})
+        wanted = [kind for _, kind in signature.operands if kind is not Operand.BASE]
+        if len(wanted) != 1:
+            raise TypeError(f"{decorated.__name__}: ask for either TaskVectors or Models")
+        return MergeMethod(decorated, blocks, signature, models, breaks or {})
+
+    return register if function is None else register(function)

@@ -1,0 +1,1 @@
+"""Where tensors are: checkpoints, adapters and their headers, in folders, files and on the Hub."""

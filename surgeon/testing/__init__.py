@@ -1,0 +1,1 @@
+"""Synthetic skills, tiny models and the law tests: what packages that add methods test themselves with."""

@@ -1,0 +1,197 @@
+"""The laws every merge method keeps, or declares broken with a reason; run on whatever is registered.
+
+A package that adds methods runs ``check(method)`` on each in its own tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from surgeon.engine.measure import measure_model, measure_tensor
+from surgeon.planning.evaluation import Evaluator, Known, ranges
+from surgeon.planning.step import Input, Key, Step, Target
+from surgeon.space.method import MergeMethod
+from surgeon.space.parameters import Each, Operand, Parameter
+from surgeon.store.header import Stored
+from surgeon.tensors import TensorSpec
+
+Method = MergeMethod[Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Operands and settings of one call: a base, models around it, settings by argument."""
+
+    base: Tensor
+    vectors: Tensor
+    settings: Mapping[str, Any]
+
+    def call(self, method: Method) -> Tensor:
+        """The result of the function on this case: a task vector or a model, as the method works."""
+        return method(**self.operands(method), **self.settings)
+
+    def operands(self, method: Method) -> dict[str, Tensor]:
+        """The tensors by argument."""
+        given = {
+            Operand.TASK_VECTORS: self.vectors,
+            Operand.MODELS: self.base + self.vectors,
+            Operand.BASE: self.base,
+        }
+        return {argument: given[kind].clone() for argument, kind in method.signature.operands}
+
+
+def make_case(method: Method, seed: int = 0, shape: tuple[int, ...] = (24, 36), models: int | None = None) -> Case:
+    """A random case with as many models as suit the method (three where it may)."""
+    low, high = method.models
+    count = models or min(max(low, 3), high or 3)
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(shape, generator=generator)
+    vectors = torch.randn((count, *shape), generator=generator).bfloat16().float()
+    settings = {p.argument: _sample(p, count) for p in method.signature.parameters}
+    return Case(base, vectors, settings)
+
+
+def _sample(parameter: Parameter, count: int) -> Any:
+    value = parameter.default.value if isinstance(parameter.default, Each) else parameter.default
+    if parameter.type is float and (parameter.required or parameter.range):
+        value = 0.5 if parameter.range is None or 0.5 in parameter.range else 1.0
+    if not parameter.per_model:
+        return value
+    return tuple(value * (1 - 0.1 * index) for index in range(count)) if parameter.type is float else (value,) * count
+
+
+def close(left: Tensor, right: Tensor) -> bool:
+    """Equal up to the rounding of a few fp32 operations."""
+    return torch.allclose(left, right, rtol=1e-5, atol=1e-6)
+
+
+def shape_kept(method: Method) -> None:
+    """The result has the shape of one model."""
+    case = make_case(method)
+    assert case.call(method).shape == case.base.shape
+
+
+def runs_on_meta(method: Method) -> None:
+    """It runs without data, which planning needs."""
+    case = make_case(method)
+    moved = Case(case.base.to("meta"), case.vectors.to("meta"), case.settings)
+    assert moved.call(method).device.type == "meta"
+
+
+def model_order(method: Method) -> None:
+    """The order of the models is irrelevant."""
+    case = make_case(method)
+    turned = list(reversed(range(len(case.vectors))))
+    per_model = {p.argument for p in method.signature.parameters if p.per_model}
+    settings = {k: tuple(v[i] for i in turned) if k in per_model else v for k, v in case.settings.items()}
+    assert close(case.call(method), Case(case.base, case.vectors[turned], settings).call(method))
+
+
+def zero(method: Method) -> None:
+    """Models equal to the base give the base; zero task vectors give zero."""
+    case = make_case(method)
+    still = replace(case, vectors=torch.zeros_like(case.vectors))
+    wanted = torch.zeros_like(case.base) if method.signature.asks(Operand.TASK_VECTORS) else case.base
+    assert torch.equal(still.call(method), wanted)
+
+
+def one_model(method: Method) -> None:
+    """One model at weight 1, with nothing thinned out, gives itself."""
+    case = make_case(method, models=1)
+    plain = {p.argument: (1.0,) for p in method.signature.parameters if p.per_model and p.type is float}
+    alone = replace(case, settings=dict(case.settings) | plain)
+    wanted = case.vectors[0] if method.signature.asks(Operand.TASK_VECTORS) else case.base + case.vectors[0]
+    assert close(alone.call(method), wanted)
+
+
+def scaling(method: Method) -> None:
+    """Twice the input gives twice the output, bit for bit."""
+    case = make_case(method)
+    doubled = replace(case, base=case.base * 2, vectors=case.vectors * 2)
+    assert torch.equal(doubled.call(method), case.call(method) * 2)
+
+
+def inputs_untouched(method: Method) -> None:
+    """Called on plain tensors, it leaves them as they were."""
+    case = make_case(method)
+    operands = case.operands(method)
+    before = {name: tensor.clone() for name, tensor in operands.items()}
+    method(**operands, **case.settings)
+    assert all(torch.equal(operands[name], tensor) for name, tensor in before.items())
+
+
+def blockwise(method: Method) -> None:
+    """Computed in blocks of any size, the result is the same bits as of the whole tensor."""
+    case = make_case(method, shape=(96, 128))
+    whole = _through_steps(method, case, 96 * 128)
+    for block in (4096, 8192):
+        assert torch.equal(_through_steps(method, case, block), whole)
+    plain = replace(case, vectors=(case.base + case.vectors) - case.base).call(method)
+    assert torch.equal(whole, plain + case.base if method.signature.asks(Operand.TASK_VECTORS) else plain)
+
+
+#: Name of each law, as a method's `breaks` spells it.
+LAWS: Mapping[str, Callable[[Method], None]] = {
+    law.__name__: law
+    for law in (shape_kept, runs_on_meta, model_order, zero, one_model, scaling, inputs_untouched, blockwise)
+}
+
+
+def applies(law: str, method: Method) -> bool:
+    """Whether a law speaks of a method at all: one model is no case for a method of exactly two."""
+    return law not in method.breaks and not (law == "one_model" and method.models[0] > 1)
+
+
+def check(method: Method) -> None:
+    """Run every law that applies. AssertionError names the law; a break of an unknown law is a ValueError."""
+    if unknown := set(method.breaks) - set(LAWS):
+        raise ValueError(f"{method.name} declares breaks of {', '.join(sorted(unknown))}, which are no laws")
+    for name, law in LAWS.items():
+        if applies(name, method):
+            try:
+                law(method)
+            except AssertionError as error:
+                raise AssertionError(f"{method.name} breaks the law {name!r}: {law.__doc__}") from error
+
+
+class _InMemory:
+    """A reader whose stored tensors are in a list, numbered by their offset."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = tensors
+
+    def read(self, stored: Stored, start: int, stop: int, out: Tensor) -> None:
+        """Fill `out` with elements start to stop."""
+        out.copy_(self._tensors[stored.offset].reshape(-1)[start:stop])
+
+
+def _through_steps(method: Method, case: Case, block: int) -> Tensor:
+    """The merge as the engine does it: load steps, one merge step, statistics in rounds, blocks."""
+    tensors = [*([case.base] if method.needs_base else []), *(case.base + case.vectors)]
+    spec = TensorSpec("F32", tuple(case.base.shape))
+    steps: dict[Key, Step] = {}
+    for number in range(len(tensors)):
+        key = Key(number, "w")
+        steps[key] = Step(key, spec, "load", stored=Stored(Path("memory"), number, spec))
+    count = len(case.vectors)
+    extra = {"differences": (False,) * count, "labels": tuple(map(str, range(count))), "seed": 0}
+    last = Key(len(tensors), "w")
+    inputs = tuple(Input(Key(number, "w")) for number in range(len(tensors)))
+    steps[last] = Step(last, spec, f"merge:{method.name}", inputs, tuple((dict(case.settings) | extra).items()))
+    target = Target("w", spec, last, "compute", method.name)
+
+    def evaluator(target: Target, known: Known) -> Evaluator:
+        return Evaluator(steps, _InMemory(tensors), known, target.number)
+
+    working = evaluator(target, measure_model(steps, [target], evaluator, block, lambda count: None))
+    measure_tensor(working, target, block, lambda count: None)
+    pieces = [working.value(last, start, stop).clone() for start, stop in ranges(spec.count, block)]
+    return torch.cat(pieces).reshape(case.base.shape)

@@ -1,0 +1,46 @@
+"""`surgeon verify`: prove what a folder holds, by its receipt or by a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from surgeon.errors import RefusedError
+from surgeon.verbs._what import asked
+
+if TYPE_CHECKING:
+    from surgeon.engine.events import Listener
+    from surgeon.measuring.verdict import Verdict
+    from surgeon.space.expr import Expr
+    from surgeon.space.output import Recipe
+
+
+def verify(
+    out: str | Path,
+    *,
+    recipe: Expr | Recipe | str | Path | None = None,
+    full: bool = False,
+    overrides: Mapping[str, str] | None = None,
+    on_event: Listener | None = None,
+) -> Verdict:
+    """Prove a folder from its files; no model is loaded.
+
+    Without `recipe`, OUT's receipt is proved again: files, hashes, untouched tensors against the inputs, and changed
+    tensors computed again on a sample of blocks (`full`: on all of them). With `recipe` any folder is judged, whatever
+    wrote it, in full. The verdict's exit code is 0 proven, 3 mismatch, 4 cannot tell.
+    """
+    folder = Path(out).expanduser()
+    if not folder.exists():
+        raise RefusedError(f"{folder}: no such file or folder", hint="give the folder to prove")
+    if recipe is not None:
+        from surgeon.measuring.foreign import judge_folder
+        from surgeon.planning.options import Options
+        from surgeon.planning.plan import build
+
+        return judge_folder(folder, build(asked(recipe, overrides=overrides).recipe, Options("cpu")), on_event)
+    if not folder.is_dir():
+        raise RefusedError(f"{folder} is a single file, which has no receipt", hint="judge it by a recipe: --recipe RECIPE")
+    from surgeon.measuring.reprove import reprove
+
+    return reprove(folder, full=full, overrides=overrides or {}, listener=on_event)

@@ -1,0 +1,184 @@
+"""mergekit's YAML: what it means there is what it means here, or it is refused, or a note says so."""
+
+from fractions import Fraction
+
+import pytest
+
+from surgeon.space.expr import Combination, Member, Merge, Model, settings
+from surgeon.space.schedule import Layers, Rule, Rules
+
+A, B, C = Model("o/a"), Model("o/b"), Model("o/c")
+
+
+def merge(method, members, base=None, **shared):
+    return Merge(method, tuple(members), base, settings(shared), "mergekit")
+
+
+def member(model, **own):
+    return Member(model, settings({name: Fraction(value) if value != "" else value for name, value in own.items()}))
+
+
+def test_ties_elects_on_weighted_task_vectors(read):
+    loaded = read("""
+merge_method: ties
+base_model: o/a
+models:
+- model: o/a
+- model: o/b
+  parameters: {weight: 0.5, density: 0.4}
+- {model: o/c, parameters: {weight: 1}}
+parameters: {normalize: no, int8_mask: true, lambda: "1e-1", density: 0.9}
+dtype: bfloat16
+out_dtype: float32
+""")
+    expected = merge(
+        "ties",
+        [member(B, weight="0.5", density="0.4"), member(C, weight=1, density="0.9")],
+        A,
+        normalize=False,
+        elect="weighted",
+        **{"lambda": Fraction(1, 10)},
+    )
+    assert loaded.recipe.expr == expected
+    assert loaded.recipe.output.dtype == "F32"
+    assert [name for name in ("int8_mask", "bfloat16") if any(name in note for note in loaded.notes)] == [
+        "int8_mask",
+        "bfloat16",
+    ]
+
+
+def test_names_and_places(read):
+    merged = read("merge_method: linear\nmodels:\n- model: o/a\n- model: o/b\nparameters: {weight: 1}").recipe.expr
+    assert [(m.of.name, m.of.origin.line, m.of.probe) for m in merged.members] == [("m0", 3, True), ("m1", 4, True)]
+
+
+def test_precedence_is_model_then_global_first_match_wins(read):
+    merged = read("""
+merge_method: linear
+models:
+- model: o/a
+  parameters:
+    weight: [{filter: mlp, value: [0, 1]}, {filter: "q[0]*", value: 0.3}]
+- model: o/b
+  parameters: {weight: {filter: "*", value: 2}}
+- model: o/c
+parameters:
+  weight: [{filter: norm, value: 0.7}, {value: 0.1}, {filter: never, value: 9}]
+""").recipe.expr
+    tail = (Rule("*norm*", Fraction(7, 10)), Rule(None, Fraction(1, 10)))
+    first = (Rule("*mlp*", Layers((Fraction(0), Fraction(1)))), Rule("*q[[]0][*]*", Fraction(3, 10)))
+    assert [dict(m.settings)["weight"] for m in merged.members] == [Rules(first + tail), 2, Rules(tail)]
+
+
+@pytest.mark.parametrize("listed", ["[{model: o/a}, {model: o/b}]", "[{model: o/b}, {model: o/a}]", "[{model: o/b}]"])
+def test_slerp_moves_from_its_base_whatever_the_order(read, listed):
+    loaded = read(f"merge_method: slerp\nbase_model: o/a\nmodels: {listed}\nparameters: {{t: [0, 0.5, 1]}}")
+    assert loaded.recipe.expr == merge("slerp", [Member(B)], A, t=Layers((Fraction(0), Fraction(1, 2), Fraction(1))))
+
+
+def test_a_base_that_a_method_ignores_is_one_more_model(read, faults):
+    text = "merge_method: linear\nbase_model: o/c\nmodels:\n- model: o/a\n- model: o/b\n"
+    loaded = read(text + "parameters: {weight: 0.5}")
+    assert [m.of for m in loaded.recipe.expr.members] == [A, B, C]
+    assert loaded.recipe.output.files_from == C
+    assert any("one more model" in note for note in loaded.notes)
+    each = text.replace("o/a", "o/a\n  parameters: {weight: 1}").replace("o/b", "o/b\n  parameters: {weight: 1}")
+    assert [(line, text) for line, _, text in faults(each) if "needs weight" in text]
+
+
+def test_adapters(read):
+    loaded = read("""
+merge_method: task_arithmetic
+base_model: o/a
+models:
+- {model: o/a+o/lora, parameters: {weight: 1}}
+- {model: {model: {path: o/b, revision: v1}, lora: {path: o/lora2}}, parameters: {weight: 2}}
+""")
+    first = A + Model("o/lora")
+    second = Model("o/b@v1") + Model("o/lora2")
+    assert loaded.recipe.expr == merge("task_arithmetic", [member(first, weight=1), member(second, weight=2)], A)
+    assert isinstance(first, Combination)
+    names = [term.name for m in loaded.recipe.expr.members for term, _ in m.of.terms]
+    assert names == ["m0", "m0_lora", "m1", "m1_lora"]
+
+
+def test_paths_are_relative_to_the_working_directory_and_win_if_they_exist(read, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "a+b").mkdir(parents=True)
+    models = "- model: models/a+b\n- model: models@v2\n- model: o/c@v2\n"
+    loaded = read(f"merge_method: linear\nmodels:\n{models}parameters: {{weight: 1}}")
+    refs = [m.of.ref for m in loaded.recipe.expr.members]
+    assert refs == [str(tmp_path / "models" / "a+b"), str(tmp_path / "models"), "o/c@v2"]
+    assert any("revision 'v2' is ignored" in note for note in loaded.notes)
+
+
+LINEAR = (
+    "merge_method: linear\nmodels:\n- {model: o/a, parameters: {weight: 1}}\n- {model: o/b, parameters: {weight: 1}}\n"
+)
+TIES = LINEAR.replace("linear", "ties") + "base_model: o/c\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        (LINEAR + "parameters: {density: 0.5}", "density has no effect with mergekit's linear"),
+        (LINEAR + "parameters: {t: 0.5, embed_slerp: true}", "embed_slerp has no effect"),
+        (LINEAR + "name: x", "mergekit-multi"),
+        (LINEAR + "base_model: o/a\ntokenizer_source: base", "tokenizer files are kept"),
+        (LINEAR + "dtype: float16", "float32 is rounded once"),
+        (TIES.replace("weight: 1", "weight: 1, lambda: 2"), "lambda of m0 has no effect"),
+        (TIES + "parameters: {int8_mask: true}", "int8_mask"),
+        (TIES.replace("ties", "task_arithmetic") + "parameters: {rescale: true}", "rescale has no effect"),
+        (TIES.replace("o/c", "o/a"), "parameters of the base model have no effect"),
+    ],
+)
+def test_what_mergekit_ignores_is_a_note(read, text, note):
+    notes = read(text).notes
+    assert any(note in each for each in notes), notes
+
+
+def test_what_changes_nothing_is_no_note(read):
+    assert read(TIES + "parameters: {rescale: false, normalize: true}").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        (LINEAR + "slices: []", 5, "slices (layers taken from several models) are not done"),
+        ("merge_method: linear\nslices: []", 2, "slices"),
+        ("merge_method: linear\nmodules: {}", 2, "modules"),
+        (LINEAR + "tokenizer: {source: union}", 5, "tokenizer surgery is not done"),
+        (LINEAR + "chat_template: auto", 5, "chat template is not done"),
+        (LINEAR + "tokenizer_source: union", 5, "tokenizer_source: 'union' is not done"),
+        (LINEAR + "dtype: int64", 5, "'int64' is not a dtype"),
+        (LINEAR + "out_dtype: bf16", 5, "did you mean 'bfloat16'"),
+        (LINEAR + "paramters: {}", 5, "did you mean 'parameters'"),
+        (LINEAR.replace("weight", "weihgt"), 3, "did you mean 'weight'"),
+        (LINEAR.replace("parameters", "paramters"), 3, "did you mean 'parameters'"),
+        (LINEAR.replace("o/b", "o/a"), 4, "o/a is listed twice"),
+        (LINEAR.replace("linear", "dare_ties"), 1, "'dare_ties' is not done by this version; known: linear"),
+        (LINEAR.replace("linear", "liner"), 1, "did you mean 'linear'"),
+        (LINEAR.replace("linear", "[linear]"), 1, "no merge method a list"),
+        (LINEAR.replace("weight: 1}", "}"), 3, "needs weight for every model"),
+        (LINEAR.replace("weight: 1", "weight: x"), 3, "weight must be a number, not 'x'"),
+        (LINEAR.replace("weight: 1", "weight: {filter: x}"), 3, "filter: TEXT, value: VALUE"),
+        (LINEAR.replace("weight: 1", "weight: [{filters: x, value: 1}]"), 3, "did you mean 'filter'"),
+        (LINEAR.replace("o/a", "o/a+x+y"), 3, "more than one adapter"),
+        (LINEAR.replace("o/a", "7"), 3, "a path or Hub id"),
+        (LINEAR.replace("o/a", "no/such/path"), 3, "there is no 'no/such/path' here"),
+        (LINEAR.replace("o/a", "{model: {path: o/a}, override_architecture: X}"), 3, "override_architecture"),
+        (LINEAR.replace("model: o/a, ", ""), 3, "no model"),
+        (LINEAR + "parameters: []", 5, "parameters is a mapping"),
+        ("merge_method: linear", 1, "'models' is missing"),
+        ("merge_method: linear\nmodels: {}", 2, "models is a list"),
+        (TIES.replace("base_model: o/c\n", ""), 1, "ties needs base_model"),
+        (TIES + "parameters: {rescale: true}", 6, "rescale"),
+        (TIES + "parameters: {elect: trimmed}", 6, "unknown parameter 'elect'"),
+        (TIES.replace("weight: 1", "weight: 1, density: 0"), 3, "must lie in (0, 1]"),
+        (TIES.replace("ties", "slerp"), 1, "slerp needs parameters.t"),
+        (TIES.replace("ties", "slerp") + "parameters: {t: 0.5}", 1, "exactly 1 model besides the base, not 2"),
+    ],
+)
+def test_what_is_not_done_is_refused_with_its_line(faults, text, line, message):
+    found = faults(text)
+    assert any(at == line and message in each for at, _, each in found), found

@@ -1,0 +1,54 @@
+"""`list_recipes` and `copy_recipe`."""
+
+import pytest
+from ruamel.yaml import YAML
+
+import surgeon
+from surgeon.verbs import recipes
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """A folder of recipes: one names an adapter beside it."""
+    folder = tmp_path / "shelf"
+    (folder / "adapters" / "style").mkdir(parents=True)
+    (folder / "adapters" / "style" / "adapter_config.json").write_text("{}", encoding="utf-8")
+    (folder / "adapters" / "other").mkdir()
+    text = "# yaml-language-server: $schema=x.json\n# Two become one.\n"
+    text += "models: {a: org/a, s: ./adapters/style, n: ./none}\n"
+    (folder / "both.yaml").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(recipes, "recipes_folder", lambda: folder)
+    return folder
+
+
+def test_a_recipe_is_listed_with_its_first_comment(shelf):
+    assert surgeon.list_recipes().explain() == "both  Two become one."
+    assert surgeon.list_recipes().to_dict()["both"]["title"] == "Two become one."
+
+
+def test_a_copy_brings_what_the_recipe_names_and_no_more(shelf, tmp_path):
+    mine = tmp_path / "mine"
+    assert surgeon.copy_recipe("both", mine) == [mine / "both.yaml", mine / "adapters" / "style"]
+    assert sorted(path.name for path in mine.rglob("*")) == ["adapter_config.json", "adapters", "both.yaml", "style"]
+
+
+def test_nothing_is_overwritten(shelf, tmp_path):
+    surgeon.copy_recipe("both", tmp_path / "mine")
+    (tmp_path / "mine" / "both.yaml").unlink()
+    with pytest.raises(surgeon.OutputError, match="style exists"):
+        surgeon.copy_recipe("both", tmp_path / "mine")
+    assert not (tmp_path / "mine" / "both.yaml").exists()
+
+
+def test_an_unknown_name_gets_the_nearest(shelf, tmp_path):
+    with pytest.raises(surgeon.RefusedError) as error:
+        surgeon.copy_recipe("bot", tmp_path)
+    assert "both" in error.value.hint
+
+
+def test_every_recipe_shipped_says_what_it_is_and_has_what_it_names(tmp_path):
+    paths = surgeon.list_recipes().paths
+    for name, path in paths.items():
+        assert surgeon.list_recipes().to_dict()[name]["title"]
+        assert YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        surgeon.copy_recipe(name, tmp_path / name)
