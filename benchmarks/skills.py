@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from surgeon.testing.skills import SKILLS, Question, questions, score
+from surgeon.testing.skills import Question, questions, score
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -78,10 +78,12 @@ class Held:
 
 
 @torch.no_grad()
-def held_replies(model: Any, tokenizer: PreTrainedTokenizerBase, chat: Sequence[str], length: int = 16) -> list[Held]:
+def held_replies(
+    model: Any, tokenizer: PreTrainedTokenizerBase, chat: Sequence[str], skills: Sequence[str], length: int = 16
+) -> list[Held]:
     """What the untrained model says to ordinary prompts and to every skill's: an adapter keeps all but its own."""
     asked: list[tuple[str | None, str]] = [(None, prompt) for prompt in chat]
-    asked += [(skill, question[0]) for skill in SKILLS for question in questions(skill, "train", 4, seed=99)]
+    asked += [(skill, question[0]) for skill in skills for question in questions(skill, "train", 4, seed=99)]
     replies = answers(model, tokenizer, [prompt for _, prompt in asked], length)
     held = []
     for (skill, prompt), reply in zip(asked, replies, strict=True):
@@ -175,6 +177,14 @@ def accuracy(model: Any, tokenizer: PreTrainedTokenizerBase, skill: str, n: int 
     return sum(score(reply, answer) for reply, (_, answer) in zip(given, asked, strict=True)) / n
 
 
-def accuracies(model: Any, tokenizer: PreTrainedTokenizerBase, n: int = 64) -> dict[str, float]:
+def accuracies(model: Any, tokenizer: PreTrainedTokenizerBase, skills: Sequence[str], n: int) -> dict[str, float]:
     """Every skill's accuracy."""
-    return {skill: accuracy(model, tokenizer, skill, n) for skill in SKILLS}
+    return {skill: accuracy(model, tokenizer, skill, n) for skill in skills}
+
+
+def load_chat(folder: Path, adapter: Path | None = None) -> tuple[Any, Any]:
+    """A chat model in float32, with an adapter merged by PEFT if given, and its tokenizer."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    return model, AutoTokenizer.from_pretrained(folder)

@@ -89,7 +89,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE of 512 entries with a chat template; digits stand alone."""
     rng = Random(0)
     corpus = [text for _ in range(3000) for text in rng.choice(BASE_TASKS)(rng)]
-    corpus += [text for skill in skills.SKILLS for pair in skills.questions(skill, "train", 1000) for text in pair]
+    corpus += [text for skill in skills.CHAT_SKILLS for pair in skills.questions(skill, "train", 1000) for text in pair]
     bpe = Tokenizer(models.BPE())
     pieces = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     bpe.pre_tokenizer = pre_tokenizers.Sequence(pieces)  # type: ignore[assignment]
@@ -142,7 +142,7 @@ def make_base(folder: Path, steps: int) -> None:
 
 def main() -> None:
     """Train base and adapters, then report."""
-    options = parser(__doc__ or "")
+    options = parser(__doc__ or "", skills.TINY_SKILLS)
     options.add_argument("--base-steps", type=int, default=1500, help="0 keeps the base model that is there")
     options.add_argument("--steps", type=int, default=300)
     args = options.parse_args()
@@ -154,7 +154,7 @@ def main() -> None:
     rng = Random(2)
     chat = (*SMALL_TALK, *(task(rng)[0] for task in BASE_TASKS for _ in range(4)))
     train(str(model), adapters, args.skills, how, BASE_NAME, chat)
-    report(str(model), adapters, args.questions, args.weights)
+    report(str(model), adapters, args.skills, args.questions, args.weights)
 
 
 if __name__ == "__main__":

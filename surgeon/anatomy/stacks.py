@@ -36,11 +36,27 @@ class Stack:
 #: One line a layout; of two prefixes that fit a name the longer one counts.
 STACKS = (
     Stack("model.layers.", ("model.embed_tokens.",), ("model.norm.", "lm_head.", "score.")),
-    Stack("language_model.model.layers.", ("language_model.model.embed_tokens.",), ("language_model.model.norm.", "language_model.lm_head.")),
-    Stack("model.language_model.layers.", ("model.language_model.embed_tokens.",), ("model.language_model.norm.", "lm_head.")),
-    Stack("model.decoder.layers.", ("model.decoder.embed",), ("model.decoder.final_layer_norm.", "model.decoder.layer_norm.", "proj_out.", "lm_head.")),
+    Stack(
+        "language_model.model.layers.",
+        ("language_model.model.embed_tokens.",),
+        ("language_model.model.norm.", "language_model.lm_head."),
+    ),
+    Stack(
+        "model.language_model.layers.",
+        ("model.language_model.embed_tokens.",),
+        ("model.language_model.norm.", "lm_head."),
+    ),
+    Stack(
+        "model.decoder.layers.",
+        ("model.decoder.embed",),
+        ("model.decoder.final_layer_norm.", "model.decoder.layer_norm.", "proj_out.", "lm_head."),
+    ),
     Stack("model.encoder.layers.", ("model.encoder.embed", "model.encoder.conv"), ("model.encoder.layer_norm.",)),
-    Stack("transformer.h.", ("transformer.wte.", "transformer.wpe.", "transformer.word_embeddings"), ("transformer.ln_f.", "lm_head.")),
+    Stack(
+        "transformer.h.",
+        ("transformer.wte.", "transformer.wpe.", "transformer.word_embeddings"),
+        ("transformer.ln_f.", "lm_head."),
+    ),
     Stack("h.", ("wte.", "wpe.", "word_embeddings"), ("ln_f.", "lm_head.")),
     Stack("transformer.blocks.", ("transformer.wte.", "transformer.wpe."), ("transformer.norm_f.", "lm_head.")),
     Stack("gpt_neox.layers.", ("gpt_neox.embed_in.",), ("gpt_neox.final_layer_norm.", "embed_out.")),
@@ -52,7 +68,7 @@ STACKS = (
     Stack("roberta.encoder.layer.", ("roberta.embeddings.",), ("lm_head.", "classifier.")),
     Stack("encoder.layer.", ("embeddings.",), ("pooler.", "layernorm.")),
     Stack("vit.encoder.layer.", ("vit.embeddings.",), ("vit.layernorm.", "vit.pooler.", "classifier.")),
-)  # fmt: skip
+)
 
 _NUMBERED = re.compile(r"(\d+)\.")
 

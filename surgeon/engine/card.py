@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from huggingface_hub import ModelCardData
 
 from surgeon.planning.plan import Plan
@@ -26,13 +28,13 @@ def model_card(plan: Plan, resolved: str) -> str:
     inputs = "\n".join(f"- `{model}`: {source.ref}" for model, source in plan.sources.items())
     return (
         f"---\n{data.to_yaml().strip()}\n---\n\n# {len(models)} model(s), edited with surgeon\n\n"
-        f"{len(computed)} of {len(plan.targets)} tensors were computed from the inputs below, the others are byte copies "
-        f"of {plan.files_from.ref}. `surgeon.json` lists every tensor with its hash; `surgeon verify` proves it again.\n\n"
+        f"{len(computed)} of {len(plan.targets)} tensors are computed from the inputs below, the others byte copies "
+        f"of {plan.files_from.ref}. `surgeon.json` lists every tensor with its hash; `surgeon verify` proves it.\n\n"
         f"{inputs}\n\n```yaml\n{resolved.strip()}\n```\n"
     )
 
 
-def _metadata_of(checkpoint: Checkpoint) -> dict[str, object]:
+def _metadata_of(checkpoint: Checkpoint) -> dict[str, Any]:
     path = checkpoint.root / "README.md"
     if checkpoint.single_file or not path.is_file():
         return {}

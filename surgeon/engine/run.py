@@ -142,7 +142,7 @@ def _spanning(plan: Plan, todo: list[Target], files: Files, device: torch.device
     def evaluator_for(target: Target, known: Known) -> Evaluator:
         reader = DiskReader(files, device)
         reader.begin()
-        return Evaluator(plan.steps, reader, known, target.number)
+        return Evaluator(plan.steps, reader, known)
 
     if not todo:
         return {}

@@ -23,7 +23,7 @@ from surgeon.tensors import BITS, torch_dtype
 _COMPARE_AT_ONCE = 4 << 20
 
 
-class Stopped(Exception):  # noqa: N818  (not an error: another worker failed, or the user interrupted)
+class Stopped(Exception):
     """The build is being given up."""
 
 
@@ -75,9 +75,9 @@ class Worker:
     def _compute(self, target: Target, reader: DiskReader) -> str:
         stored = tuple(step.stored for step in below(self.plan.steps, target.key) if step.stored is not None)
         reader.begin(tuple(dict.fromkeys(stored)) if target.resident else ())
-        evaluator = Evaluator(self.plan.steps, reader, dict(self.known), target.number)
+        evaluator = Evaluator(self.plan.steps, reader, dict(self.known))
         block = self.plan.options.block_elements
-        measure_tensor(evaluator, target, block, self.tick)
+        measure_tensor(evaluator, target.key, block, self.tick)
         hasher, size = blake3(), BITS[target.spec.dtype] // 8
         for start, stop in ranges(target.spec.count, block):
             value = evaluator.value(target.key, start, stop)

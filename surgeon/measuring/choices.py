@@ -55,7 +55,7 @@ def _other_votes(evaluator: Evaluator, key: Key, start: int, stop: int, near: fl
     try:
         for way in ways:
             moved = tuple(weight * (1 + near / 2 * sign) for weight, sign in zip(weights, way, strict=True))
-            settings = tuple(sorted((step.values | {"weight": moved}).items()))
+            settings = tuple(sorted((dict(step.values) | {"weight": moved}).items()))
             evaluator.steps = {**steps, key: replace(step, settings=settings)}
             yield evaluator.value(key, start, stop).double()
     finally:

@@ -110,7 +110,7 @@ def _named_dtype(config: Mapping[str, Any]) -> str | None:
 
 
 def differences(expected: Any, found: Any, path: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """(path, (expected, found)) of everything that differs; an absent key and null are one, neutral keys are left out."""
+    """(path, (expected, found)) of what differs; an absent key and null are one, neutral keys are left out."""
     if isinstance(expected, Mapping) and isinstance(found, Mapping):
         for key in dict.fromkeys((*expected, *found)):
             if key not in NEUTRAL and key not in _DTYPES:

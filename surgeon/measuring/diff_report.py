@@ -75,7 +75,13 @@ class DiffReport:
 
     def _layer(self, name: str) -> str:
         position = self._positions.get(name)
-        return "unknown" if position is None else f"layer {position.index}" if position.place == "layer" else position.place
+        return (
+            "unknown"
+            if position is None
+            else f"layer {position.index}"
+            if position.place == "layer"
+            else position.place
+        )
 
     @cached_property
     def _positions(self) -> Mapping[str, Position]:
@@ -118,10 +124,14 @@ def _summed(items: Sequence[Difference]) -> dict[str, Any]:
     ranks = [item.rank for item in items if item.rank is not None]
     highest = max(ranks, key=lambda rank: math.inf if rank.rank is None else rank.rank, default=None)
     return {
-        "tensors": len(items), "relative": _plain(relative), "largest": _plain(max(item.largest for item in items)),
+        "tensors": len(items),
+        "relative": _plain(relative),
+        "largest": _plain(max(item.largest for item in items)),
         "changed": sum(item.changed for item in items) / max(sum(item.entries for item in items), 1),
-        "ulps": max(ulps) if ulps else None, "nans": sum(item.nans for item in items), "rank": None if highest is None else str(highest),
-    }  # fmt: skip
+        "ulps": max(ulps) if ulps else None,
+        "nans": sum(item.nans for item in items),
+        "rank": None if highest is None else str(highest),
+    }
 
 
 def _as_dict(item: Difference) -> dict[str, Any]:

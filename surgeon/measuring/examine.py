@@ -19,10 +19,16 @@ from surgeon.store.header import Stored
 
 _BLOCK = 1 << 17
 
+#: Roundings of one change in 16-bit work: difference, coefficient, product, divisor, sum of the changes.
+_ROUNDINGS = 5
+
 
 @dataclass
 class Examined:
-    """Counts over a whole tensor: of entries outside each bound, and Σ(found − predicted)² of each hypothesis."""
+    """Counts over a whole tensor: of entries outside each bound, and Σ(found − predicted)² of each hypothesis.
+
+    `beyond_reach` counts those that no choice and no vote of the changes together could give.
+    """
 
     anatomy: Anatomy
     replays: tuple[Replay, ...]
@@ -37,6 +43,7 @@ class Examined:
     visible: int = 0
     beyond_replay: dict[Replay, int] = field(default_factory=dict)
     beyond_narrow: dict[str, int] = field(default_factory=dict)
+    beyond_reach: dict[str, int] = field(default_factory=dict)
     misses: dict[str, float] = field(default_factory=dict)
     at_start: int = 0
     largest: float = 0.0
@@ -119,19 +126,17 @@ def _narrow(seen: Examined, block: _Block, evaluator: Evaluator, dtype: str, ins
         return
     key = seen.anatomy.target.key
     value = evaluator.value(key, *block.span).double().cpu()
-    size = magnitude(evaluator, key, *block.span).cpu()
-    wide = block.slack + _narrow_roundings(seen.anatomy) * unit(dtype) * size
+    size = seen.anatomy.rounded_size(evaluator, *block.span).cpu()
+    wide = block.slack + _ROUNDINGS * unit(dtype) * size
     allowed = inside | _within(block, value, wide)
     if not bool(allowed.all()) and selections(evaluator, key):
         for other in other_choices(evaluator, key, *block.span, 4 * unit(dtype)):
             allowed |= _within(block, other.cpu(), wide)
     seen.beyond_narrow[dtype] = seen.beyond_narrow.get(dtype, 0) + int((~allowed).sum())
+    reach = size + wide + ulp(value, block.dtype)
+    far = int((~allowed & ((block.found - block.begin).abs() > reach)).sum())
+    seen.beyond_reach[dtype] = seen.beyond_reach.get(dtype, 0) + far
     seen.narrow_fits[dtype].add(_finite(block.found - cast(value, block.dtype)), block.changes)
-
-
-def _narrow_roundings(anatomy: Anatomy) -> int:
-    """Difference, coefficient, product, sum: a handful a term, and the last sum."""
-    return 2 + 2 * max(len(anatomy.terms), 1)
 
 
 def _within(block: _Block, value: Tensor, slack: Tensor) -> Tensor:

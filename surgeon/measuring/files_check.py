@@ -43,7 +43,9 @@ def check_hashes(
     """Hash every tensor; what differs from the receipt, and the hashes by name."""
     names = sorted(checkpoint.tensors, key=lambda name: -checkpoint.tensors[name].spec.nbytes)
     digests = dict(zip(names, digests_of([checkpoint.tensors[name] for name in names], files, tick), strict=True))
-    wrong = [name for name in checkpoint.tensors if name in receipt.tensors and digests[name] != receipt.tensors[name].blake3]
+    wrong = [
+        name for name in checkpoint.tensors if name in receipt.tensors and digests[name] != receipt.tensors[name].blake3
+    ]
     return [mismatch(name, "the bytes are not those the receipt has the hash of") for name in wrong], digests
 
 
@@ -84,7 +86,9 @@ def _weight_files(folder: Path, receipt: ReceiptFacts) -> Iterator[Finding]:
             yield mismatch(name, f"the header's metadata are {header.metadata!a}, not format pt")
     for path in sorted(folder.iterdir()):
         if path.name.endswith(_WEIGHTS) and path.name not in receipt.files:
-            yield mismatch(path.name, "a weight file that the receipt does not list", "remove it: loaders may pick it up")
+            yield mismatch(
+                path.name, "a weight file that the receipt does not list", "remove it: loaders may pick it up"
+            )
 
 
 def _framed(path: Path) -> str:
@@ -97,9 +101,10 @@ def _framed(path: Path) -> str:
 def _side_files(folder: Path, receipt: ReceiptFacts) -> Iterator[Finding]:
     for name, digest in receipt.side_hashes.items():
         path = folder / name
-        if Path(name).is_absolute() or ".." in Path(name).parts or not path.is_file():
-            yield mismatch(name, "a file that the receipt lists is missing")
-        elif blake3(path.read_bytes()).hexdigest() != digest:
+        data = None if Path(name).is_absolute() or ".." in Path(name).parts else _read(path)
+        if data is None:
+            yield mismatch(name, "a file that the receipt lists is missing or may not be read")
+        elif blake3(data).hexdigest() != digest:
             yield mismatch(name, "changed since it was written")
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -108,11 +113,18 @@ def _side_files(folder: Path, receipt: ReceiptFacts) -> Iterator[Finding]:
 
 
 def _recipe(folder: Path, receipt: ReceiptFacts) -> Iterator[Finding]:
-    path = folder / RESOLVED
-    if not path.is_file():
-        yield mismatch(RESOLVED, "the resolved recipe is missing")
-    elif path.read_bytes() != receipt.recipe.resolved.encode():
+    data = _read(folder / RESOLVED)
+    if data is None:
+        yield mismatch(RESOLVED, "the resolved recipe is missing or may not be read")
+    elif data != receipt.recipe.resolved.encode():
         yield mismatch(RESOLVED, f"differs from the recipe in {NAME}")
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
 
 
 def _modes(folder: Path) -> Iterator[Finding]:

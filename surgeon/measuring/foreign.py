@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,9 +15,9 @@ from surgeon.measuring.examine import examine
 from surgeon.measuring.judge import Judgement, judge
 from surgeon.measuring.pool import Ticker, each
 from surgeon.measuring.recompute import Bench
-from surgeon.measuring.rounding import cast, steps
+from surgeon.measuring.rounding import steps
 from surgeon.measuring.summary import summarised
-from surgeon.measuring.tables import pairs
+from surgeon.measuring.tables import pairs, same_bytes
 from surgeon.measuring.terms import take_apart
 from surgeon.measuring.verdict import Finding, Verdict, mismatch, unknown
 from surgeon.planning.evaluation import ranges
@@ -29,6 +28,7 @@ from surgeon.store.header import Stored
 from surgeon.tensors import torch_dtype
 
 CLAIM = "what the recipe gives"
+TOUCHED = "changed, though the recipe does not touch it"
 _BLOCK = 1 << 18
 
 
@@ -86,21 +86,22 @@ def _untouched(bench: Bench, target: Target, stored: Stored) -> Judgement:
     """Byte-equal to its source, or the correctly rounded cast of it."""
     source = target.stored or bench.plan.steps[target.key].stored
     assert source is not None
-    wrong, largest, nans = 0, 0, 0
+    if not stored.spec.is_float:
+        same = same_bytes(source, stored)
+        return Judgement(target.name, "untouched") if same else Judgement(target.name, "wrong", TOUCHED)
+    dtype, wrong, largest, nans = stored.spec.dtype, 0, 0, 0
     for start, stop in ranges(stored.spec.count, _BLOCK):
         found, expected = bench.stored(stored, start, stop), bench.stored(source, start, stop)
-        if source.spec.dtype != stored.spec.dtype:
-            expected = cast(expected, stored.spec.dtype).to(torch_dtype(stored.spec.dtype))
+        if source.spec.dtype != dtype:
+            expected = expected.to(torch_dtype(dtype))
         if not _same(found, expected):
-            differ = (found != expected) & ~(found.isnan() & expected.isnan()) if stored.spec.is_float else found != expected
-            wrong += int(differ.sum())
-            nans += int((found.isnan() & ~expected.isnan()).sum()) if stored.spec.is_float else 0
-            largest = max(largest, int(steps(found, expected, stored.spec.dtype).max())) if stored.spec.is_float else 0
+            wrong += int(((found != expected) & ~(found.isnan() & expected.isnan())).sum())
+            nans += int((found.isnan() & ~expected.isnan()).sum())
+            largest = max(largest, int(steps(found, expected, dtype).max()))
     if nans:
         return Judgement(target.name, "wrong", "holds NaN where the recipe gives numbers", f"{nans} entries")
     if wrong:
-        by = f", by {largest} ulp at most" if largest else ""
-        return Judgement(target.name, "wrong", "changed, though the recipe does not touch it", f"{wrong} entries{by}")
+        return Judgement(target.name, "wrong", TOUCHED, f"{wrong} entries, by {largest} ulp at most")
     return Judgement(target.name, "untouched")
 
 
@@ -109,15 +110,13 @@ def _of_another(bench: Bench, target: Target, stored: Stored) -> str:
     own = bench.plan.steps[take_apart(bench.plan, target).start].stored if target.action == "compute" else target.stored
     for model, source in bench.plan.sources.items():
         other = source.tensors.get(target.name) if isinstance(source, Checkpoint) else None
-        if other is not None and other != own and other.spec == stored.spec and _equal(bench.stored, other, stored):
+        if other is not None and other != own and same_bytes(other, stored):
             return str(model)
     return ""
 
 
-def _equal(read: Callable[[Stored, int, int], torch.Tensor], one: Stored, other: Stored) -> bool:
-    return all(_same(read(one, *span), read(other, *span)) for span in ranges(one.spec.count, _BLOCK))
-
-
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether the bytes are the same, so that NaN equals itself; −0 is taken for 0."""
-    return torch.equal(one, other) or torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
+    """Whether the values are the same, or else the bytes, so that NaN equals itself."""
+    return torch.equal(one, other) or torch.equal(
+        one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)
+    )

@@ -41,6 +41,8 @@ def plan_again(folder: Path, receipt: ReceiptFacts, overrides: Mapping[str, str]
     try:
         plan = build(load_recipe(folder / RESOLVED, overrides), options)
     except RecipeError as error:
+        if overrides:
+            raise
         return [mismatch(RESOLVED, f"is no recipe that could be run: {error.faults[0].message}")], None
     except CheckpointError as error:
         return [unknown("inputs", f"what it was made from is not there ({error.message})", _THERE)], None
@@ -76,7 +78,11 @@ def check_inputs(
             findings.append(mismatch(target.name, "the receipt lists other inputs than the recipe has"))
         changed |= {stored for name, stored in expected.items() if facts.inputs.get(name) != digests[stored]}
     hint = "take the inputs of that time, or apply the recipe again"
-    findings += [unknown(names[one], "an input that is not what it was when OUT was made", hint) for one in wanted if one in changed]
+    findings += [
+        unknown(names[one], "an input that is not what it was when OUT was made", hint)
+        for one in wanted
+        if one in changed
+    ]
     return findings, Inputs(names, frozenset(set(wanted) - changed))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,9 +52,12 @@ def judge(seen: Examined) -> Judgement:
             return Judgement(name, "other arithmetic", str(replay), visible=visible)
     for dtype in seen.narrow:
         strengths = _strengths(seen, dtype)
-        if seen.beyond_narrow[dtype] <= _allowed_across(seen) and not any(off(*one[1:]) for one in strengths):
+        inside = seen.beyond_narrow[dtype] <= _allowed_across(seen) and not seen.beyond_reach[dtype]
+        if inside and not any(off(*one[1:]) for one in strengths):
             unresolved = any(not resolved(*one[1:]) for one in strengths)
-            return Judgement(name, "other arithmetic", f"every step in {FLOATS[dtype]}", "", strengths, unresolved, visible)
+            return Judgement(
+                name, "other arithmetic", f"every step in {FLOATS[dtype]}", "", strengths, unresolved, visible
+            )
     return _fault(seen)
 
 
@@ -92,7 +94,7 @@ def _fault(seen: Examined) -> Judgement:
     if seen.at_start == seen.entries:
         return Judgement(name, "wrong", NOT_APPLIED)
     best = min(seen.misses, key=lambda text: seen.misses[text], default="")
-    if best and seen.misses[best] <= _NAMED * square:
+    if best and seen.misses[best] <= min(_NAMED, 2 * seen.fit.unexplained + 1e-4) * square:
         return Judgement(name, "wrong", best)
     strengths = tuple(
         (term.label, strength, 0.0)

@@ -1,4 +1,4 @@
-"""The rank of a change, from two passes over it: a random sketch of its columns' span, then its energy within that span.
+"""The rank of a change, from two passes over it: a random sketch of its span, then its energy within that span.
 
 Randomised range finder: Halko, Martinsson and Tropp, https://arxiv.org/abs/0909.4061.
 """
@@ -54,5 +54,5 @@ def estimate(rows: Rows, shape: tuple[int, int], square: float, noise: float) ->
     largest = float(values[0])
     floor = max(1.5 * noise**0.5 * (height**0.5 + width**0.5), 1e-6 * largest)
     rank = int((values > floor).sum())
-    full = size == SKETCH and rank > SKETCH - _SPARE or rank == min(shape)
+    full = (size == SKETCH and rank > SKETCH - _SPARE) or rank == min(shape)
     return Rank(None if full else rank, square / largest**2 if largest else 0.0)

@@ -58,7 +58,7 @@ class Bench:
         device = choose(plan.options.device)
 
         def evaluator_for(target: Target, known: Known) -> Evaluator:
-            return Evaluator(plan.steps, _reader(files, device), known, target.number)
+            return Evaluator(plan.steps, _reader(files, device), known)
 
         def run(_: None) -> Known:
             return measure_model(plan.steps, plan.targets, evaluator_for, _BLOCK, lambda count: None)
@@ -69,8 +69,8 @@ class Bench:
         """An evaluator of a target, its own statistics measured; `rounded`: the dtype inputs are first rounded to."""
         reader = _reader(self.files, self.device)
         reader = reader if rounded is None else RoundedReader(reader, rounded)
-        evaluator = Evaluator(steps or self.plan.steps, reader, dict(self.known), target.number)
-        measure_tensor(evaluator, target, _BLOCK, lambda count: None)
+        evaluator = Evaluator(steps or self.plan.steps, reader, dict(self.known))
+        measure_tensor(evaluator, target.key, _BLOCK, lambda count: None)
         return evaluator
 
     def stored(self, stored: Stored, start: int, stop: int) -> Tensor:
@@ -97,9 +97,7 @@ class Recomputed:
         return self.entries / self.of if self.of else 1.0
 
 
-def recompute(
-    bench: Bench, targets: Sequence[tuple[Target, Stored]], *, full: bool, exactly: bool
-) -> Recomputed:
+def recompute(bench: Bench, targets: Sequence[tuple[Target, Stored]], *, full: bool, exactly: bool) -> Recomputed:
     """Compute targets again and compare with what is stored: bit for bit, or else within one rounding."""
 
     def one(pair: tuple[Target, Stored]) -> tuple[int, int, str]:

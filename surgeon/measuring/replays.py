@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -30,7 +30,7 @@ class Replay:
         return f"the changes rounded to {FLOATS[self.change]}, their sum to {FLOATS[self.work]}"
 
     def __call__(self, start: Tensor, changes: Sequence[Tensor], terms: Sequence[Term], dtype: str) -> Tensor:
-        """What it gives, stored in `dtype`. Never falling where a change grows, so ends of an interval give its ends."""
+        """What it gives, stored in `dtype`. It never falls where a change grows: ends of an interval give its ends."""
         total = cast(start, self.work)
         for change, term in zip(changes, terms, strict=True):
             factor = term.coefficient * (term.scale or 1.0)
@@ -61,9 +61,6 @@ def narrow_dtypes(anatomy: Anatomy, dtype: str) -> tuple[str, ...]:
 
 def _stored(anatomy: Anatomy) -> Iterator[str]:
     yield from (s.stored.spec.dtype for s in below(anatomy.steps, anatomy.target.key) if s.stored is not None)
-
-
-Prediction = Callable[[Tensor, Sequence[Tensor]], Tensor]
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,9 @@ def reprove(folder: Path, *, full: bool, overrides: Mapping[str, str], listener:
     finally:
         files.close()
     findings += done.findings
-    return Verdict(str(folder), CLAIM, _proof(plan, inputs, receipt, done), tuple(findings), _checked(plan, inputs, done))
+    return Verdict(
+        str(folder), CLAIM, _proof(plan, inputs, receipt, done), tuple(findings), _checked(plan, inputs, done)
+    )
 
 
 def _copies(plan: Plan, inputs: Inputs, receipt: ReceiptFacts, digests: Mapping[str, str]) -> list[Finding]:
@@ -94,9 +96,15 @@ def _proof(plan: Plan, inputs: Inputs, receipt: ReceiptFacts, done: Recomputed) 
     copied = sum(t.action == "copy" and inputs.all_same(needed(plan, t)) for t in plan.targets)
     computed = sum(target.action == "compute" for target in plan.targets)
     how = "bit for bit" if _same_arithmetic(plan, receipt) else "within one rounding (made in another environment)"
-    again = f"every entry of the {computed} computed" if done.share == 1 else f"{done.share:.0%} of the entries of the {computed} computed"
+    again = (
+        f"every entry of the {computed} computed"
+        if done.share == 1
+        else f"{done.share:.0%} of the entries of the {computed} computed"
+    )
     recomputed = f"; {again} tensors recomputed from the inputs {how}" if computed else ""
-    return f"holds {len(plan.targets)} tensors as its receipt says, {copied} of them byte copies of the inputs{recomputed}"
+    return (
+        f"holds {len(plan.targets)} tensors as its receipt says, {copied} of them byte copies of the inputs{recomputed}"
+    )
 
 
 def _checked(plan: Plan, inputs: Inputs, done: Recomputed) -> dict[str, object]:

@@ -23,7 +23,9 @@ def unit(dtype: str) -> float:
 
 def ulp(values: Tensor, dtype: str) -> Tensor:
     """The distance to the next larger magnitude in a dtype, as float64."""
-    exponent = torch.frexp(values.double()).exponent.clamp(min=_LOWEST[dtype])
+    wide = values.double()
+    # frexp gives zero the exponent 0; its neighbour is the smallest number there is.
+    exponent = torch.where(wide == 0, _LOWEST[dtype], torch.frexp(wide).exponent.clamp(min=_LOWEST[dtype]))
     return torch.pow(2.0, (exponent - BITS_OF[dtype]).double())
 
 

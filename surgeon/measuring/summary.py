@@ -84,5 +84,7 @@ def _proof(judgements: Sequence[Judgement]) -> str:
     parts += [f"{grades['rounding']} within one rounding"] if grades["rounding"] else []
     parts += [f"{grades['other arithmetic']} within the roundings of 16-bit work"] if grades["other arithmetic"] else []
     changed = sum(grades.values()) - grades["untouched"] - grades["wrong"]
-    made = f"{changed} changed tensors as the recipe gives them ({', '.join(parts)})" if changed else "no changed tensor"
+    made = (
+        f"{changed} changed tensors as the recipe gives them ({', '.join(parts)})" if changed else "no changed tensor"
+    )
     return f"holds {made} and {grades['untouched']} untouched ones equal to their source"

@@ -12,7 +12,13 @@ from surgeon.store.checkpoint import Checkpoint
 from surgeon.store.header import Stored
 
 _HEADS = ("lm_head.weight", "embed_out.weight", "output.weight")
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "tok_embeddings.weight", "word_embeddings.weight")
+_EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "embed_in.weight",
+    "tok_embeddings.weight",
+    "word_embeddings.weight",
+)
 
 #: Buffers that older libraries stored and newer ones compute: nothing is lost with them.
 _BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)$")
@@ -31,11 +37,15 @@ def pairs(plan: Plan, checkpoint: Checkpoint) -> tuple[list[Finding], list[Pair]
             findings.append(_missing(plan, checkpoint, target))
         elif stored.spec.shape != target.spec.shape:
             turned = " (transposed?)" if stored.spec.shape == target.spec.shape[::-1] else ""
-            findings.append(mismatch(target.name, f"has shape {list(stored.spec.shape)}, not {list(target.spec.shape)}{turned}"))
+            findings.append(
+                mismatch(target.name, f"has shape {list(stored.spec.shape)}, not {list(target.spec.shape)}{turned}")
+            )
         else:
             matched.append((target, stored))
             if stored.spec.dtype != target.spec.dtype:
-                findings.append(note(target.name, f"is stored as {stored.spec.dtype}, the recipe gives {target.spec.dtype}"))
+                findings.append(
+                    note(target.name, f"is stored as {stored.spec.dtype}, the recipe gives {target.spec.dtype}")
+                )
     known = {target.name for target in plan.targets}
     findings += [_too_many(checkpoint, name) for name in checkpoint.tensors if name not in known]
     return findings, matched

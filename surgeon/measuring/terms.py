@@ -6,11 +6,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from surgeon.planning.evaluation import Evaluator
 from surgeon.planning.plan import Plan
 from surgeon.planning.step import Key, Step, Target, below
+from surgeon.space.kernels import Merging, kernel_named
+from surgeon.space.parameters import Operand
 from surgeon.store.adapter import Adapter
 from surgeon.store.checkpoint import Checkpoint
 
@@ -49,6 +52,37 @@ class Anatomy:
             value = evaluator.value(term.key or self.target.key, start, stop).double()
             changes.append((value if term.difference else value - base) * term.coefficient)
         return base, changes
+
+    def rounded_size(self, evaluator: Evaluator, start: int, stop: int) -> Tensor:
+        """Σ|intermediate results| of work in a narrow dtype, the last sum apart, which is the stored value's rounding.
+
+        Changes are small beside the start, so their roundings are too; the start itself is rounded on the way only
+        where points are weighed and summed, or where one change is added after another.
+        """
+        step = self.steps[self.target.key]
+        base, changes = self.values(evaluator, start, stop)
+        size = torch.stack([change.abs() for change in changes]).sum(0)
+        if step.kernel != "combine":
+            size = size + self._members(evaluator, step, base, start, stop)
+            return size + base.abs() * (not _on_task_vectors(step))
+        return size + base.abs() * (step.values["points"] + len(changes) - 1)
+
+    def _members(self, evaluator: Evaluator, step: Step, base: Tensor, start: int, stop: int) -> Tensor:
+        """Σ weight · |member − base|: a merge of task vectors handles them before it drops some."""
+        total = torch.zeros_like(base)
+        values = step.values
+        keys = [need.key for need in step.inputs if not need.whole]
+        others, weights = keys[len(keys) - len(values["differences"]) :], values.get("weight", ())
+        for index, key in enumerate(others):
+            value = evaluator.value(key, start, stop).double()
+            own = value if values["differences"][index] else value - base
+            total += own.abs() * max(1.0, abs(weights[index]) if weights else 1.0)
+        return total
+
+
+def _on_task_vectors(step: Step) -> bool:
+    kernel = kernel_named(step.kernel)
+    return isinstance(kernel, Merging) and kernel.method.signature.asks(Operand.TASK_VECTORS)
 
 
 def take_apart(plan: Plan, target: Target) -> Anatomy:
@@ -91,7 +125,7 @@ def _term(plan: Plan, steps: dict[Key, Step], key: Key, coefficient: float, diff
     turned = None
     if low_rank and len(set(step.spec.shape)) == 1:
         turned = Key(key.node, f"{key.tensor}\0turned")
-        settings = step.values | {"transposed": not step.values["transposed"]}
+        settings = dict(step.values) | {"transposed": not step.values["transposed"]}
         steps[turned] = replace(step, key=turned, settings=tuple(sorted(settings.items())))
     scale = step.values["scale"] if low_rank else None
     return Term(_label(plan, steps, key), key, coefficient, difference, scale, turned, (coefficient,))
@@ -100,7 +134,11 @@ def _term(plan: Plan, steps: dict[Key, Step], key: Key, coefficient: float, diff
 def _label(plan: Plan, steps: Mapping[Key, Step], key: Key) -> str:
     """The names of the sources a value is read from; of an adapter on a base, the adapter's."""
     files = {step.stored.file for step in below(steps, key) if step.stored is not None}
-    adapters = [str(model) for model, source in plan.sources.items() if isinstance(source, Adapter) and source.root in {f.parent for f in files}]
+    adapters = [
+        str(model)
+        for model, source in plan.sources.items()
+        if isinstance(source, Adapter) and source.root in {f.parent for f in files}
+    ]
     models = [
         str(model)
         for model, source in plan.sources.items()

@@ -37,11 +37,10 @@ class Reader(Protocol):
 class Evaluator:
     """Evaluates the steps below one output tensor. One thread, one tensor; it caches tiles and whole values."""
 
-    def __init__(self, steps: Mapping[Key, Step], reader: Reader, known: Known, number: int = 0) -> None:
+    def __init__(self, steps: Mapping[Key, Step], reader: Reader, known: Known) -> None:
         self.steps = steps
         self.reader = reader
         self.known = known
-        self.number = number
         self._whole: dict[Key, Tensor] = {}
         self._tile: dict[Key, tuple[int, Tensor]] = {}
 
@@ -75,24 +74,31 @@ class Evaluator:
         return self._whole[key]
 
     def observe(self, step: Step, start: int, stop: int) -> Tensor:
-        """What a step's statistics look at, [k, n], for a block."""
+        """What a step's statistics look at, [k, n], for one of its `pieces`."""
         kernel = kernel_named(step.kernel)
-        return kernel.observed(self._stack(step, start, stop), step.values)
+        stack, block = self._shaped(step, kernel, start, stop)
+        return kernel.observed(stack, self._wholes(step), step.values, block).reshape(-1, stop - start)
 
     def _compute(self, step: Step, kernel: Kernel, start: int, stop: int) -> Tensor:
+        stack, block = self._shaped(step, kernel, start, stop)
+        known = {
+            name: statistic.at(self.known[step.key, name], (step.number, start))
+            for name, statistic in kernel.statistics.items()
+        }
+        return kernel(stack, self._wholes(step), step.values, block, known).reshape(-1)
+
+    def _wholes(self, step: Step) -> list[Tensor]:
+        return [self.whole(need.key) for need in step.inputs if need.whole]
+
+    def _shaped(self, step: Step, kernel: Kernel, start: int, stop: int) -> tuple[Tensor, Block]:
+        """The aligned inputs, as the kernel wants them, and where they lie."""
         stack = self._stack(step, start, stop)
-        block = Block(step.key.tensor, step.spec.shape, start, stop, self.number)
         if kernel.blocks == "rows" and len(step.spec.shape) > 1:
             columns = math.prod(step.spec.shape[1:])
             stack = stack.reshape(len(stack), (stop - start) // columns, columns)
         elif kernel.blocks == "whole":
             stack = stack.reshape(len(stack), *step.spec.shape)
-        wholes = [self.whole(need.key) for need in step.inputs if need.whole]
-        known = {
-            name: statistic.at(self.known[step.key, name], (self.number, start))
-            for name, statistic in kernel.statistics.items()
-        }
-        return kernel(stack, wholes, step.values, block, known).reshape(-1)
+        return stack, Block(step.key.tensor, step.spec.shape, start, stop)
 
     def _stack(self, step: Step, start: int, stop: int) -> Tensor:
         aligned = [need for need in step.inputs if not need.whole]
@@ -124,9 +130,7 @@ def tile_elements(shape: tuple[int, ...]) -> int:
 
 def measured(steps: Mapping[Key, Step], key: Key) -> tuple[Step, ...]:
     """The steps below a value that have statistics, operands first."""
-    return tuple(
-        step for step in below(steps, key) if step.kernel != "load" and kernel_named(step.kernel).statistics
-    )
+    return tuple(step for step in below(steps, key) if step.kernel != "load" and kernel_named(step.kernel).statistics)
 
 
 def rounds(steps: Mapping[Key, Step], key: Key) -> int:
@@ -143,3 +147,13 @@ def ranges(count: int, block: int) -> Iterator[tuple[int, int]]:
     block = max(block // CHUNK, 1) * CHUNK
     for start in range(0, count, block):
         yield start, min(start + block, count)
+
+
+def pieces(step: Step, block: int) -> Iterator[tuple[int, int]]:
+    """What statistics look at, one after another: blocks, or a rows kernel's tiles, or the whole of a whole kernel."""
+    blocks, count = kernel_named(step.kernel).blocks, step.spec.count
+    size = tile_elements(step.spec.shape) if blocks == "rows" else count
+    if blocks == "elements":
+        yield from ranges(count, block)
+    else:
+        yield from ((start, min(start + size, count)) for start in range(0, count, max(size, 1)))

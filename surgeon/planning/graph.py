@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgeon.anatomy.stacks import Position
-from surgeon.errors import MismatchError
-from surgeon.planning.step import Input, Key, Step
+from surgeon.artifacts.artifact import Artifact
+from surgeon.errors import MismatchError, RefusedError
+from surgeon.planning.step import Input, Key, Step, Steps
 from surgeon.space.coefficient import Coefficient
+from surgeon.space.parameters import Parameter
 from surgeon.space.schedule import Scalar, Setting, UnknownLayer, value_at
 from surgeon.tensors import TensorSpec
 
@@ -25,9 +28,11 @@ class Graph:
     """Steps built so far, for one expression; `positions` are the layers of the result's tensors."""
 
     positions: Mapping[str, Position]
-    steps: dict[Key, Step] = field(default_factory=dict)
+    steps: Steps = field(default_factory=Steps)
     _lowered: dict[tuple[int, str], Any] = field(default_factory=dict)
     _numbers: dict[int, int] = field(default_factory=dict)
+    _tensors: dict[str, int] = field(default_factory=dict)
+    _plain: dict[tuple[Parameter, type, Scalar], Any] = field(default_factory=dict)
 
     def key(self, node: Node, tensor: str) -> Key | None:
         """The key of one tensor of a node, lowering it the first time it is asked for."""
@@ -51,7 +56,9 @@ class Graph:
         key = Key(number, f"{tensor}\0{part}" if part else tensor)
         wide = any(self.steps[need.key].wide for need in inputs)
         spec = TensorSpec("F64" if wide else "F32", node.table[tensor].shape)
-        self.steps[key] = Step(key, spec, kernel, inputs, tuple(sorted((settings or {}).items())), wide=wide)
+        place = self._tensors.setdefault(tensor, len(self._tensors))
+        chosen = tuple(sorted((settings or {}).items()))
+        self.steps[key] = Step(key, spec, kernel, inputs, chosen, wide=wide, number=place)
         return key
 
     def load(self, node: Node, tensor: str, stored: Any, part: str = "") -> Key:
@@ -60,6 +67,18 @@ class Graph:
         key = Key(number, f"{tensor}\0{part}" if part else tensor)
         self.steps[key] = Step(key, stored.spec, "load", stored=stored, wide=stored.spec.dtype == "F64")
         return key
+
+    def plain(self, value: Scalar, parameter: Parameter) -> Any:
+        """The value a kernel gets: numbers rounded once to float, artifacts read, each once. RefusedError if unfit."""
+        known = parameter, type(value), value
+        if known not in self._plain:
+            if fault := parameter.fault(value):
+                raise RefusedError(fault)
+            if issubclass(parameter.type, Artifact):
+                self._plain[known] = parameter.type.load(Path(str(value)).expanduser())
+            else:
+                self._plain[known] = parameter.type(value) if isinstance(value, Fraction) else value
+        return self._plain[known]
 
     def number(self, coefficient: Coefficient, tensor: str) -> Fraction:
         """A coefficient at one tensor. MismatchError where a schedule does not reach."""

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgeon.artifacts.artifact import Artifact
 from surgeon.errors import MismatchError, RefusedError
 from surgeon.planning.step import Input, Key
 from surgeon.space.coefficient import Coefficient
 from surgeon.space.expr import ONE, Settings
 from surgeon.space.parameters import Each, Parameter
+from surgeon.space.schedule import Layers, Rules
 from surgeon.store.adapter import LowRank, Replacement
 
 if TYPE_CHECKING:
@@ -33,11 +31,7 @@ class Point:
 
     label: str
     source: Checkpoint
-
-    @functools.cached_property
-    def table(self) -> Table:
-        """Its tensors, in file order."""
-        return {name: stored.spec for name, stored in self.source.tensors.items()}
+    table: Table
 
     @property
     def mass(self) -> Coefficient:
@@ -152,11 +146,12 @@ class Mix:
     """A merge method over members, each with settings of its own."""
 
     label: str
-    method: MergeMethod[Any]
+    method: MergeMethod[...]
     base: Node | None
     members: tuple[tuple[Node, Settings], ...]
     settings: Settings
     semantics: str
+    _fixed: dict[str, Any] = field(default_factory=dict)
 
     @property
     def table(self) -> Table:
@@ -183,11 +178,22 @@ class Mix:
         return graph.add(self, tensor, f"merge:{self.method.name}", inputs, settings)
 
     def _settings(self, tensor: str, graph: Graph) -> dict[str, Any]:
-        found: dict[str, Any] = {
-            "differences": tuple(node.mass.is_number(0) for node, _ in self.members),
-            "labels": tuple(node.label for node, _ in self.members),
-        }
-        for parameter in self.method.parameters.values():
+        """What holds at a tensor; what does not vary over the tensors is worked out once."""
+        found = dict(self._fixed)
+        found |= self._resolved([p for p in self.method.parameters.values() if p.argument not in found], tensor, graph)
+        if not self._fixed:
+            levels = (self.settings, *(own for _, own in self.members))
+            varying = {name for level in levels for name, value in level if isinstance(value, Layers | Rules)}
+            constant = (p for p in self.method.parameters.values() if p.name not in varying)
+            self._fixed.update({p.argument: found[p.argument] for p in constant})
+            self._fixed["differences"] = tuple(node.mass.is_number(0) for node, _ in self.members)
+            self._fixed["labels"] = tuple(node.label for node, _ in self.members)
+            found |= self._fixed
+        return found
+
+    def _resolved(self, parameters: list[Parameter], tensor: str, graph: Graph) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for parameter in parameters:
             if parameter.per_model:
                 values = (self._value(parameter, own, tensor, graph) for _, own in self.members)
                 found[parameter.argument] = tuple(values)
@@ -196,28 +202,26 @@ class Mix:
         return found
 
     def _value(self, parameter: Parameter, own: Settings, tensor: str, graph: Graph) -> Any:
-        for level in (dict(own), dict(self.settings)):
-            if parameter.name in level:
-                head_first = self.semantics == "mergekit"
-                value = graph.setting(level[parameter.name], tensor, head_first=head_first)
-                if value is not None:
-                    return _plain(value, parameter)
+        for level in (own, self.settings):
+            for name, setting in level:
+                if name == parameter.name:
+                    value = graph.setting(setting, tensor, head_first=self.semantics == "mergekit")
+                    if value is not None:
+                        return graph.plain(value, parameter)
         if parameter.required:
-            raise RefusedError(f"{self.method.name}: no rule of {parameter.name!r} fits {tensor}, and it has no default")
+            raise RefusedError(
+                f"{self.method.name}: no rule of {parameter.name!r} fits {tensor}, and it has no default"
+            )
         return parameter.default.value if isinstance(parameter.default, Each) else parameter.default
 
 
 def same_bytes(node: Node, tensor: str, keys: tuple[Key | None, ...], graph: Graph) -> Key | None:
     """A tensor that is not a float must be the same in all inputs: the key of the first, or of a step that checks."""
-    if len(keys) == 1:
-        return keys[0]
-    return graph.add(node, tensor, "same", tuple(Input(key) for key in keys if key is not None))
-
-
-def _plain(value: Any, parameter: Parameter) -> Any:
-    """The value a kernel gets: numbers rounded once to float, files opened."""
-    if fault := parameter.fault(value):
-        raise RefusedError(fault)
-    if issubclass(parameter.type, Artifact):
-        return parameter.type.load(Path(str(value)))
-    return parameter.type(value) if isinstance(value, Fraction) else value
+    stored: dict[Key, None] = {}
+    for key in keys:
+        if key is not None:
+            step = graph.steps[key]
+            stored |= dict.fromkeys([need.key for need in step.inputs] if step.kernel == "same" else [key])
+    if len(stored) == 1:
+        return next(iter(stored))
+    return graph.add(node, tensor, "same", tuple(map(Input, stored)))

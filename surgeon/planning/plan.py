@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +17,7 @@ from surgeon.planning.patterns import check_patterns
 from surgeon.planning.resolve import Node, Resolver, check_mass
 from surgeon.planning.side_files import files_model
 from surgeon.planning.sources import Sources, open_sources
+from surgeon.planning.spanning import check_spanning
 from surgeon.planning.step import Key, Step, Target, below
 from surgeon.space.expr import Model
 from surgeon.space.output import Recipe
@@ -68,9 +71,25 @@ def _is_whole(kernel: str) -> bool:
 
 def build(recipe: Recipe, options: Options | None = None) -> Plan:
     """Plan a recipe: open its models' headers, check that everything fits, decide how each tensor is made."""
+    with _no_collection():
+        return _build(recipe, options or Options())
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """A plan of 20 000 tensors makes a million objects that all stay: looking for garbage among them takes a third."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _build(recipe: Recipe, options: Options) -> Plan:
     from surgeon.planning.memory import fit
 
-    options = options or Options()
     files_from = recipe.output.files_from
     sources = open_sources(recipe.expr, *([files_from] if files_from is not None else []))
     root = Resolver(sources)(recipe.expr)
@@ -79,23 +98,35 @@ def build(recipe: Recipe, options: Options | None = None) -> Plan:
     graph = Graph(positions(root.table))
     check_patterns(recipe.expr, root.table)
     if recipe.output.rounding != "nearest":
-        raise RefusedError(f"rounding: {recipe.output.rounding} needs an edit that promises a zero", origin=recipe.output.origin)
+        raise RefusedError(
+            f"rounding: {recipe.output.rounding} needs an edit that promises a zero", origin=recipe.output.origin
+        )
     dropped = _dropped(recipe, root)
     targets = tuple(
-        _target(root, name, number, graph, recipe.output.dtype, giver)
-        for number, name in enumerate(name for name in root.table if name not in dropped)
+        _target(root, name, graph, recipe.output.dtype, giver) for name in root.table if name not in dropped
     )
     _refuse_quantised(targets, graph.steps, sources)
+    check_spanning(graph.steps, targets)
     source_map = giver.shard_of if recipe.output.shard_size is None else None
     layout = lay_out({target.name: target.spec for target in targets}, source_map, recipe.output.shard_size)
     targets = tuple(replace(target, reads=_reads(graph.steps, target)) for target in targets)
     targets, workers, peak = fit(graph.steps, targets, options)
     return Plan(
-        recipe, options, sources, graph.steps, targets, dropped, layout, giver, workers, peak, _warnings(targets, sources)
+        recipe,
+        options,
+        sources,
+        graph.steps,
+        targets,
+        dropped,
+        layout,
+        giver,
+        workers,
+        peak,
+        _warnings(targets, sources),
     )
 
 
-def _target(root: Node, name: str, number: int, graph: Graph, dtype: str | None, giver: Checkpoint) -> Target:
+def _target(root: Node, name: str, graph: Graph, dtype: str | None, giver: Checkpoint) -> Target:
     key = graph.key(root, name)
     assert key is not None
     step = graph.steps[key]
@@ -104,11 +135,11 @@ def _target(root: Node, name: str, number: int, graph: Graph, dtype: str | None,
     if step.kernel == "same":
         first, *others = (graph.steps[need.key].stored for need in step.inputs)
         assert first is not None
-        return Target(name, first.spec, key, "copy", "equal in all", first, tuple(o for o in others if o), number)
+        return Target(name, first.spec, key, "copy", "equal in all", first, tuple(o for o in others if o))
     if step.kernel == "load" and step.stored is not None and step.stored.spec.dtype == spec.dtype:
-        return Target(name, spec, key, "copy", "unchanged", step.stored, (), number)
+        return Target(name, spec, key, "copy", "unchanged", step.stored)
     reason = "cast" if step.kernel == "load" else _reason(graph.steps, step)
-    return Target(name, spec, key, "compute", reason, None, (), number)
+    return Target(name, spec, key, "compute", reason)
 
 
 def _reason(steps: Mapping[Key, Step], step: Step) -> str:

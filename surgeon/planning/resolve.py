@@ -31,8 +31,15 @@ Table = Mapping[str, TensorSpec]
 class Node(Protocol):
     """A resolved expression."""
 
-    table: Table
-    label: str
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        ...
+
+    @property
+    def table(self) -> Table:
+        """Its tensors: name → dtype and shape."""
+        ...
 
     @property
     def mass(self) -> Coefficient:
@@ -84,7 +91,7 @@ def _model(expr: Model, resolver: Resolver) -> Node:
 
     source = resolver.sources[expr]
     if isinstance(source, Checkpoint):
-        return Point(str(expr), source)
+        return Point(str(expr), source, {name: stored.spec for name, stored in source.tensors.items()})
     base = resolver.on(None)(expr.base_model) if expr.base_model is not None else resolver.base
     if base is None:
         raise MismatchError(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from surgeon.store.header import Stored
 from surgeon.tensors import TensorSpec
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """One tensor of one node; nodes are numbered in the plan."""
 
     node: int
@@ -30,7 +29,8 @@ class Input:
 class Step:
     """How one value is computed. `kernel` is ``load`` for bytes on disk, else a name in `space.kernels`.
 
-    An input may be any tensor of any node: an ablation behind an output norm needs that norm's merged gain.
+    An input may be any tensor of any node: an ablation behind an output norm needs that norm's merged gain. `number`
+    tells tensors apart in statistics that span the model.
     """
 
     key: Key
@@ -40,6 +40,7 @@ class Step:
     settings: tuple[tuple[str, Any], ...] = ()
     stored: Stored | None = None
     wide: bool = False
+    number: int = 0
 
     @property
     def values(self) -> Mapping[str, Any]:
@@ -61,21 +62,29 @@ class Target:
     reason: str
     stored: Stored | None = None
     equals: tuple[Stored, ...] = ()
-    number: int = 0
     resident: bool = False
     reads: int = field(default=0, compare=False)
 
 
-def below(steps: Mapping[Key, Step], key: Key) -> Iterator[Step]:
+class Steps(dict[Key, Step]):
+    """The steps of a plan by key; what a value rests on is walked once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._below: dict[Key, tuple[Step, ...]] = {}
+
+    def below(self, key: Key) -> tuple[Step, ...]:
+        """The steps a value rests on, each once, operands first, itself last."""
+        if key not in self._below:
+            step = self[key]
+            found = {under.key: under for need in step.inputs for under in self.below(need.key)}
+            self._below[key] = (*found.values(), step)
+        return self._below[key]
+
+
+def below(steps: Mapping[Key, Step], key: Key) -> tuple[Step, ...]:
     """The steps a value rests on, each once, operands first, itself last."""
-    seen: set[Key] = set()
-
-    def visit(current: Key) -> Iterator[Step]:
-        if current in seen:
-            return
-        seen.add(current)
-        for need in steps[current].inputs:
-            yield from visit(need.key)
-        yield steps[current]
-
-    yield from visit(key)
+    if not isinstance(steps, Steps):
+        steps, plain = Steps(), steps
+        steps.update(plain)
+    return steps.below(key)

@@ -17,7 +17,7 @@ LONGEST, DEEPEST = 20_000, 50
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OPERATORS = "+-*/()"
-_BITS = 4096
+_BITS, _LARGEST = 4096, 1 << 1000
 
 Sum = tuple[tuple[Expr, Coefficient], ...]
 Value = Coefficient | Sum
@@ -63,7 +63,7 @@ def evaluate(postfix: Postfix, known: Mapping[str, Expr | Coefficient]) -> Expr:
     stack: list[Value] = []
     for token in postfix:
         if token.kind == "number":
-            stack.append(Coefficient.of(number(token.text)))
+            stack.append(_number(token))
         elif token.kind == "name":
             stack.append(_named(token, known))
         elif token.kind == "negate":
@@ -111,9 +111,11 @@ class _Parser:
         self.output: list[Token] = []
 
     def sum(self, depth: int) -> None:
+        """A sum of products."""
         self._chain("+-", depth)
 
     def end(self) -> None:
+        """Refuse what follows a whole expression."""
         token = self.tokens[self.next]
         if token.kind == "(":
             before = self.tokens[self.next - 1]
@@ -162,6 +164,13 @@ class _Parser:
 # -- folding ----------------------------------------------------------------------------------------------------------
 
 
+def _number(token: Token) -> Coefficient:
+    try:
+        return Coefficient.of(number(token.text))
+    except ValueError as error:
+        raise ArithmeticFault(str(error), token.at) from None
+
+
 def _named(token: Token, known: Mapping[str, Expr | Coefficient]) -> Value:
     if token.text not in known:
         raise ArithmeticFault(f"nothing is called {token.text!r}", token.at, nearest(token.text, known))
@@ -197,10 +206,15 @@ def _times(value: Value, factor: Coefficient, token: Token) -> Value:
 
 def _bounded(value: Coefficient, token: Token) -> Coefficient:
     """The coefficient itself; exact numbers grow with every step, and must not without end."""
-    for factor in (value.constant, *(other for _, other in value.scheduled)):
-        if factor.denominator.bit_length() > _BITS or abs(factor) > 1 << 1000:
+    for factor in _numbers(value):
+        if max(factor.numerator.bit_length(), factor.denominator.bit_length()) > _BITS:
             raise ArithmeticFault("this number is out of range", token.at)
     return value
+
+
+def _numbers(value: Coefficient) -> Iterator[Fraction]:
+    yield value.constant
+    yield from (factor for _, factor in value.scheduled)
 
 
 def _divisor(value: Value, token: Token) -> Fraction:
@@ -225,4 +239,7 @@ def _point(value: Value, first: Token) -> Expr:
     if isinstance(value, Coefficient) and not value.is_zero:
         what = "a schedule" if value.scheduled else "a number"
         raise ArithmeticFault(f"the result is {what}, not a model", first.at)
-    return combination(() if isinstance(value, Coefficient) else value)
+    terms = () if isinstance(value, Coefficient) else value
+    if any(abs(factor) > _LARGEST for _, coefficient in terms for factor in _numbers(coefficient)):
+        raise ArithmeticFault("a coefficient of the result is out of range", first.at)
+    return combination(terms)

@@ -21,17 +21,20 @@ def resolve(word: str) -> str | int | Fraction | bool | None:
         return _FLAGS[lowered]
     if _SEXAGESIMAL.fullmatch(word):
         raise ValueError(f"{word} would be a number to base 60 in YAML 1.1; quote it, or write ranges as 8..24")
-    return number(word) if NUMBER.fullmatch(word) else word
+    if not NUMBER.fullmatch(word):
+        return word
+    value = number(word)
+    if abs(value) > _LARGEST:
+        raise ValueError(f"{word[:40]} is out of range")
+    return value
 
 
 def number(text: str) -> int | Fraction:
-    """The exact number a decimal spells. ValueError when it is beyond any weight's range."""
+    """The exact number a decimal spells. ValueError when it is too long to be meant."""
     mantissa, _, exponent = text.lower().partition("e")
     if len(mantissa) > _LONGEST or len(exponent) > 6 or abs(int(exponent or 0)) > _LARGEST_EXPONENT:
         raise ValueError(f"{text[:40]} is out of range")
     value = Fraction(text)
-    if abs(value) > _LARGEST:
-        raise ValueError(f"{text[:40]} is out of range")
     return value.numerator if re.fullmatch(r"[-+]?\d+", text) else value
 
 

@@ -48,6 +48,7 @@ class _Reader:
         self.events = self._checked()
 
     def document(self) -> Node:
+        """The one document's tree; null where the text holds none."""
         for event in self.events:
             if isinstance(event, NodeEvent):
                 node = self._node(event, None, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -14,13 +15,13 @@ from surgeon.space.registry import merge_method_named
 from surgeon.space.schedule import Layers, Rule, Rules, Setting, exact
 
 
-def open(ref: str | Path, *, base_model: Expr | None = None) -> Model:  # noqa: A001  (the verb users know)
+def open(ref: str | Path, *, base_model: Expr | None = None) -> Model:
     """A model or LoRA adapter, by path (starting with ./ ../ / or ~, or a `Path`) or Hub id ``org/name[@revision]``.
 
     `base_model` is what an adapter's replaced tensors are differences from; by default the model it is added to.
     """
-    if isinstance(ref, Path):
-        ref = str(ref) if ref.is_absolute() or str(ref).startswith(("./", "../", "~")) else f"./{ref}"
+    if isinstance(ref, Path) or ref.startswith(("./", "../", "/", "~")):
+        ref = os.path.normpath(Path(ref).expanduser().absolute())
     return Model(ref, base_model, name=Path(ref.partition("@")[0]).name)
 
 
@@ -53,6 +54,10 @@ def merge(
                 settings_of_one[parameter.name] = _setting(parameter, one, faults)
         else:
             shared[parameter.name] = _setting(parameter, value, faults)
+    if base_model is not None and not found.needs_base:
+        faults.append(Fault(f"{method} has no base_model", hint="list it among the models, with a weight"))
+    if base_model is None and found.needs_base:
+        faults.append(Fault(f"{method} needs a base_model", hint="name the model the others were made from"))
     missing = [p.name for p in found.parameters.values() if p.required and p.name not in shared.keys() | _common(own)]
     faults += [Fault(f"{method} needs {name!r}") for name in missing]
     if faults:

@@ -10,7 +10,7 @@ from surgeon.anatomy.stacks import Position
 from surgeon.space.schedule import Layers, Rules, Schedule, exact, value_at
 
 
-class ScheduleProduct(ValueError):  # noqa: N818  (a ValueError by nature)
+class ScheduleProduct(ValueError):
     """A schedule times a schedule, which is not a linear coefficient."""
 
 
@@ -72,8 +72,13 @@ def _canonical(constant: Fraction, scheduled: Iterable[tuple[Schedule, Fraction]
     factors: dict[Schedule, Fraction] = {}
     for schedule, factor in scheduled:
         factors[schedule] = factors.get(schedule, Fraction(0)) + factor
-    kept = sorted(((s, f) for s, f in factors.items() if f), key=lambda pair: (repr(pair[0]), pair[1]))
+    kept = sorted(((s, f) for s, f in factors.items() if f), key=lambda pair: (_spelling(pair[0]), pair[1]))
     return Coefficient(constant, tuple(kept))
+
+
+def _spelling(schedule: Schedule) -> str:
+    """A text that tells schedules apart but for their names, which equality ignores."""
+    return repr(schedule.values if isinstance(schedule, Layers) else schedule.rules)
 
 
 def decimal(number: Fraction) -> str:

@@ -8,7 +8,7 @@ plans or engines. `Edit` and `Reshape` nodes are further subclasses of `Expr`, l
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
 
 from surgeon.errors import Origin
@@ -23,6 +23,14 @@ class Expr:
     """Base of all expressions; immutable, hashable, comparable. Arithmetic gives a `Combination`."""
 
     origin: Origin | None
+
+    def __hash__(self) -> int:
+        """Worked out once: expressions share parts, and a nested merge is looked up often."""
+        known = self.__dict__.get("_hash")
+        if known is None:
+            known = hash((type(self), *(getattr(self, part.name) for part in fields(self) if part.compare)))  # type: ignore[arg-type]
+            object.__setattr__(self, "_hash", known)
+        return known
 
     def __add__(self, other: Expr | int) -> Expr:
         if isinstance(other, int) and other == 0:
@@ -65,6 +73,8 @@ class Model(Expr):
     name: str = field(default="", compare=False)
     origin: Origin | None = field(default=None, compare=False)
 
+    __hash__ = Expr.__hash__
+
     def __str__(self) -> str:
         return self.name or self.ref
 
@@ -75,6 +85,8 @@ class Combination(Expr):
 
     terms: tuple[tuple[Expr, Coefficient], ...]
     origin: Origin | None = field(default=None, compare=False)
+
+    __hash__ = Expr.__hash__
 
     def __str__(self) -> str:
         return " + ".join(f"{coefficient}*{term}" for term, coefficient in self.terms) or "0"
@@ -99,6 +111,8 @@ class Merge(Expr):
     semantics: str = "paper"
     name: str = field(default="", compare=False)
     origin: Origin | None = field(default=None, compare=False)
+
+    __hash__ = Expr.__hash__
 
     def __str__(self) -> str:
         return self.name or f"{self.method}({', '.join(str(member.of) for member in self.members)})"

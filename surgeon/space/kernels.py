@@ -1,4 +1,4 @@
-"""What computes a step: values in, values out, by name. Every kernel runs on plain tensors, on any device and on `meta`.
+"""What computes a step, by name. Every kernel runs on plain tensors, on any device and on `meta`.
 
 A kernel gets its aligned inputs stacked, [input, …], in a buffer of its own that it may overwrite, and its other inputs
 as whole tensors. Rows kernels get the stack as [input, rows, columns], whole kernels as [input, *shape].
@@ -6,14 +6,16 @@ as whole tensors. Rows kernels get the stack as [input, rows, columns], whole ke
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from surgeon.space.method import MergeMethod
 from surgeon.space.noise import Noise
@@ -24,13 +26,12 @@ from surgeon.space.statistics import Statistic
 
 @dataclass(frozen=True)
 class Block:
-    """A run of one tensor: flat indices start to stop of `shape`; `number` tells tensors apart in statistics."""
+    """A run of one tensor: flat indices start to stop of `shape`."""
 
     tensor: str
     shape: tuple[int, ...]
     start: int
     stop: int
-    number: int = 0
 
     @property
     def rows(self) -> slice:
@@ -49,8 +50,8 @@ class Kernel(ABC):
         """What must be known of the whole tensor first, by argument."""
         return {}
 
-    def observed(self, stack: Tensor, settings: Mapping[str, Any]) -> Tensor:
-        """What the statistics look at, [k, n], of the aligned inputs."""
+    def observed(self, stack: Tensor, wholes: Sequence[Tensor], settings: Mapping[str, Any], block: Block) -> Tensor:
+        """What the statistics look at, [k, n], of the inputs; a rows kernel is asked tile by tile."""
         return stack
 
     def width(self, inputs: int) -> int:
@@ -59,7 +60,12 @@ class Kernel(ABC):
 
     @abstractmethod
     def __call__(
-        self, stack: Tensor, wholes: Sequence[Tensor], settings: Mapping[str, Any], block: Block, known: Mapping[str, Any]
+        self,
+        stack: Tensor,
+        wholes: Sequence[Tensor],
+        settings: Mapping[str, Any],
+        block: Block,
+        known: Mapping[str, Any],
     ) -> Tensor:
         """The values of a block."""
 
@@ -70,8 +76,14 @@ class Combine(Kernel):
     Written so that equal inputs give equal bytes: 0.4x + 0.6x ≠ x in a third of fp32 entries, x + 0.6(x − x) = x.
     """
 
+    @override
     def __call__(
-        self, stack: Tensor, wholes: Sequence[Tensor], settings: Mapping[str, Any], block: Block, known: Mapping[str, Any]
+        self,
+        stack: Tensor,
+        wholes: Sequence[Tensor],
+        settings: Mapping[str, Any],
+        block: Block,
+        known: Mapping[str, Any],
     ) -> Tensor:
         coefficients, anchored = settings["coefficients"], settings["anchored"]
         terms = stack[1:] if anchored else stack
@@ -90,8 +102,14 @@ class Combine(Kernel):
 class Zeros(Kernel):
     """The value of a difference that does not touch a tensor."""
 
+    @override
     def __call__(
-        self, stack: Tensor, wholes: Sequence[Tensor], settings: Mapping[str, Any], block: Block, known: Mapping[str, Any]
+        self,
+        stack: Tensor,
+        wholes: Sequence[Tensor],
+        settings: Mapping[str, Any],
+        block: Block,
+        known: Mapping[str, Any],
     ) -> Tensor:
         return torch.zeros(block.stop - block.start, device=stack.device, dtype=stack.dtype)
 
@@ -101,8 +119,14 @@ class LowRank(Kernel):
 
     blocks = "rows"
 
+    @override
     def __call__(
-        self, stack: Tensor, wholes: Sequence[Tensor], settings: Mapping[str, Any], block: Block, known: Mapping[str, Any]
+        self,
+        stack: Tensor,
+        wholes: Sequence[Tensor],
+        settings: Mapping[str, Any],
+        block: Block,
+        known: Mapping[str, Any],
     ) -> Tensor:
         a, b = wholes
         left, right = (a.T, b.T) if settings["transposed"] else (b, a)
@@ -114,8 +138,14 @@ class Dora(Kernel):
 
     blocks = "whole"
 
+    @override
     def __call__(
-        self, stack: Tensor, wholes: Sequence[Tensor], settings: Mapping[str, Any], block: Block, known: Mapping[str, Any]
+        self,
+        stack: Tensor,
+        wholes: Sequence[Tensor],
+        settings: Mapping[str, Any],
+        block: Block,
+        known: Mapping[str, Any],
     ) -> Tensor:
         a, b, magnitude = wholes
         transposed = settings["transposed"]
@@ -129,22 +159,31 @@ class Dora(Kernel):
 class Merging(Kernel):
     """A registered merge method."""
 
-    def __init__(self, method: MergeMethod[Any]) -> None:
+    def __init__(self, method: MergeMethod[...]) -> None:
         self.method = method
         self.blocks = method.blocks
 
     @property
+    @override
     def statistics(self) -> Mapping[str, Statistic]:
         return dict(self.method.signature.statistics)
 
-    def observed(self, stack: Tensor, settings: Mapping[str, Any]) -> Tensor:
+    @override
+    def observed(self, stack: Tensor, wholes: Sequence[Tensor], settings: Mapping[str, Any], block: Block) -> Tensor:
         return self.method.observed(self._operands(stack, settings))
 
+    @override
     def width(self, inputs: int) -> int:
         return inputs - 1 if self.method.signature.asks(Operand.TASK_VECTORS) else inputs
 
+    @override
     def __call__(
-        self, stack: Tensor, wholes: Sequence[Tensor], settings: Mapping[str, Any], block: Block, known: Mapping[str, Any]
+        self,
+        stack: Tensor,
+        wholes: Sequence[Tensor],
+        settings: Mapping[str, Any],
+        block: Block,
+        known: Mapping[str, Any],
     ) -> Tensor:
         signature = self.method.signature
         arguments = self._operands(stack, settings) | dict(known)
@@ -169,9 +208,16 @@ class Merging(Kernel):
 
 
 _BUILT_IN: Mapping[str, Kernel] = {"combine": Combine(), "zeros": Zeros(), "low_rank": LowRank(), "dora": Dora()}
+_KINDS: dict[str, Callable[[str], Kernel]] = {"merge": lambda name: Merging(merge_method_named(name))}
 
 
+def register_kernels(kind: str, find: Callable[[str], Kernel]) -> None:
+    """Kernels called ``kind:name`` are found by `find(name)`: how a further kind of node brings its own."""
+    _KINDS[kind] = find
+
+
+@functools.cache
 def kernel_named(name: str) -> Kernel:
     """The kernel a step names; ``merge:ties`` is the registered merge method."""
-    kind, _, method = name.partition(":")
-    return Merging(merge_method_named(method)) if kind == "merge" else _BUILT_IN[name]
+    kind, _, own = name.partition(":")
+    return _KINDS[kind](own) if own else _BUILT_IN[name]

@@ -29,11 +29,13 @@ class MergeMethod(Generic[P]):
     signature: Signature
     models: tuple[int, int | None] = (1, None)
     breaks: Mapping[str, str] = field(default_factory=dict)
+    owner: str = ""
 
     @property
     def name(self) -> str:
-        """The name recipes use: the function's."""
-        return self.function.__name__
+        """The name recipes use: the function's, behind that of the package where it is not surgeon's own."""
+        own = self.function.__name__
+        return f"{self.owner}/{own}" if self.owner else own
 
     @property
     def needs_base(self) -> bool:
@@ -58,8 +60,12 @@ class MergeMethod(Generic[P]):
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor:
-        """Run on tensors in hand, [model, …]; statistics not given are computed of the whole tensors."""
-        bound = inspect.signature(self.function).bind(*args, **kwargs)
+        """Run on tensors in hand, [model, …]; statistics and noise not given are made of the whole tensors."""
+        declared = inspect.signature(self.function)
+        given = declared.bind_partial(*args, **kwargs)
+        if self.signature.noise:
+            given.arguments.setdefault(self.signature.noise, Noise())
+        bound = declared.bind(*given.args, **given.kwargs)
         bound.apply_defaults()
         values = bound.arguments
         count = len(values[self.operand])
@@ -70,8 +76,6 @@ class MergeMethod(Generic[P]):
         for argument, statistic in self.signature.statistics:
             if values[argument] is statistic:
                 values[argument] = statistic.of(self.observed(values), settings)
-        if self.signature.noise and not isinstance(values[self.signature.noise], Noise):
-            values[self.signature.noise] = Noise()
         return self.function(*bound.args, **bound.kwargs)
 
     def observed(self, operands: Mapping[str, Any]) -> Tensor:

@@ -67,7 +67,7 @@ class Range:
 _SPELLED = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Parameter:
     """One setting of a method, as recipes spell it."""
 
@@ -155,6 +155,8 @@ def _parameter(argument: str, hint: Any, default: Any, ranges: dict[str, str]) -
     elif typing.get_origin(hint) is Literal:
         choices, kind = typing.get_args(hint), str
     if not (kind in (float, int, bool, str) or (inspect.isclass(kind) and issubclass(kind, Artifact))):
-        raise TypeError(f"setting {name!r} has type {hint}; use float, int, bool, str, Literal, PerModel or an artifact")
+        raise TypeError(
+            f"setting {name!r} has type {hint}; use float, int, bool, str, Literal, PerModel or an artifact"
+        )
     found = Range(ranges[name]) if name in ranges else None
     return Parameter(name, argument, kind, per_model, default, choices, found)

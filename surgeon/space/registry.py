@@ -1,4 +1,4 @@
-"""Finding methods: files in `surgeon.methods`, and entry points of other packages as ``package/name``."""
+"""Finding methods: files in `surgeon.methods`, and modules of other packages (entry points) as ``package/name``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,9 @@ def merge_methods() -> Mapping[str, MergeMethod]:
         found |= {method.name: method for method in members if isinstance(method, MergeMethod)}
     for point in entry_points(group="surgeon.methods"):
         owner = point.dist.name if point.dist else point.module.partition(".")[0]
-        found[f"{owner}/{point.name}"] = point.load()
+        for method in vars(point.load()).values():
+            if isinstance(method, MergeMethod):
+                found[f"{owner}/{method.name}"] = replace(method, owner=owner)
     return dict(sorted(found.items()))
 
 

@@ -69,7 +69,7 @@ Schedule = Layers | Rules
 Setting = Scalar | Layers | Rules
 
 
-class UnknownLayer(Exception):  # noqa: N818  (internal; planning turns it into a message that names the tensor)
+class UnknownLayer(Exception):
     """A list over the layers met a tensor whose layer is not known."""
 
 

@@ -1,8 +1,8 @@
 """What a method must know of a whole tensor before any block of it can be computed.
 
 A statistic is frozen data that describes a reduction in rounds: each round looks at blocks, each block gives a
-*partial*, and the partials, in block order, give what the next round needs. Blocks start at multiples of
-`numeric.CHUNK`; the result does not depend on how long they are. Called on plain tensors, the whole tensor is one block.
+*partial*, and the partials give what the next round needs. Blocks start at multiples of `numeric.CHUNK`; the result
+does not depend on how long they are. Called on plain tensors, the whole tensor is one block.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from surgeon.space.numeric import chunk_sums, tree_sum
 
@@ -109,12 +110,17 @@ def _shrink(values: Tensor, out: Tensor, bits: int) -> None:
         out.copy_(values)
     elif values.numel():
         threshold = float(np.int32(bits).view(np.float32))
-        torch.ops.aten.hardshrink.out(values, threshold, out=out)
+        if values.dtype == torch.float64:
+            # Magnitudes are compared as float32, as they were counted.
+            kept = torch.nn.functional.hardshrink(values.float(), threshold) != 0
+            out.copy_(torch.where(kept, values, 0.0))
+        else:
+            torch.ops.aten.hardshrink.out(values, threshold, out=out)
 
 
 @dataclass(frozen=True)
 class _Search:
-    """The state of a selection after `step` rounds, one entry a model; `ties` are (span, how many of its ties to keep)."""
+    """A selection after `step` rounds, one entry a model; `ties` are (span, how many of its ties to keep)."""
 
     step: int
     keep: tuple[int, ...]
@@ -131,7 +137,7 @@ _SPAN = 1 << 20
 
 @dataclass(frozen=True)
 class KthMagnitude(Statistic):
-    """The magnitude of the k-th largest entry, k = max(1, ⌊density · n⌋), and the flat index of the last entry kept at it.
+    """The k-th largest magnitude, k = max(1, ⌊density · n⌋), and the flat index of the last entry kept at it.
 
     A selection on the bits, not a sort: the order of non-negative floats is that of their bits. Round one counts the
     upper 16 bits, round two the lower 16 of the one bin that matters, round three finds the place of the last tie.
@@ -140,35 +146,42 @@ class KthMagnitude(Statistic):
     density: str = "density"
 
     @property
+    @override
     def rounds(self) -> int:
         return 3
 
+    @override
     def over(self, settings: Mapping[str, Any]) -> str:
         return settings.get("over", "tensor")
 
+    @override
     def scratch(self, models: int, count: int, block: int) -> int:
         return 16 * block + models * ((1 << 18) * (count // _SPAN + 2) + 8 * min(_SPAN, count))
 
+    @override
     def begin(self, models: int, count: int, settings: Mapping[str, Any]) -> _Search:
         shares = [float(share) for share in settings[self.density]]
         keep = tuple(count if share >= 1 else max(1, int(share * count)) for share in shares)
         bits = tuple(_ALL if share >= 1 or not count else 0 for share in shares)
         return _Search(0, keep, (0,) * models, bits, (_NOWHERE,) * models, (None,) * models)
 
+    @override
     def wanted(self, known: _Search, place: Place, count: int) -> bool:
         if known.step < 2:
             return any(bits != _ALL for bits in known.bits)
         spans = {(place[0], span) for span in range(place[1] // _SPAN, -(-(place[1] + count) // _SPAN))}
         return any(tie is not None and tie[0] in spans for tie in known.ties)
 
+    @override
     def observe(self, known: _Search, values: Tensor, place: Place) -> dict[tuple[int, Place], np.ndarray]:
         seen: dict[tuple[int, Place], np.ndarray] = {}
         for model, row in enumerate(values):
             if known.bits[model] != _ALL:
-                bits = row.abs().view(torch.int32).cpu().numpy()
+                bits = row.abs().float().view(torch.int32).cpu().numpy()
                 seen |= {(model, at): found for at, found in _look(known, model, bits, place)}
         return seen
 
+    @override
     def collect(self, known: _Search, partials: dict[Any, Any], place: Place, partial: Any) -> None:
         for key, found in partial.items():
             if key not in partials:
@@ -178,14 +191,18 @@ class KthMagnitude(Statistic):
             else:
                 partials[key] = np.concatenate([partials[key], found])
 
+    @override
     def conclude(self, known: _Search, partials: Mapping[Any, Any]) -> _Search:
         found = []
         for model, bits in enumerate(known.bits):
-            own = {at: seen for (owner, at), seen in sorted(partials.items(), key=lambda item: item[0]) if owner == model}
+            own = {
+                at: seen for (owner, at), seen in sorted(partials.items(), key=lambda item: item[0]) if owner == model
+            }
             before = (known.keep[model], known.bins[model], bits, known.last[model], known.ties[model])
             found.append(_CONCLUDE[known.step](before, own) if own else before)
         return _Search(known.step + 1, *(tuple(column) for column in zip(*found, strict=True)))
 
+    @override
     def at(self, known: _Search, place: Place) -> Cut:
         tensor, start = place
         last = tuple(index if own == tensor else (1 << 62 if own > tensor else -1) for own, index in known.last)
@@ -227,7 +244,7 @@ def _conclude_upper(before: _Found, seen: Mapping[Place, np.ndarray]) -> _Found:
 
 def _conclude_lower(before: _Found, seen: Mapping[Place, np.ndarray]) -> _Found:
     keep, upper, _, last, _ = before
-    lower, left = _from_top(np.sum(list(seen.values()), axis=0, dtype=np.int64), keep)
+    lower, left = _from_top(np.asarray(np.sum(list(seen.values()), axis=0, dtype=np.int64)), keep)
     bits = upper << 16 | lower
     if left == sum(int(counts[lower]) for counts in seen.values()):
         return left, upper, bits, last, None
@@ -239,7 +256,7 @@ def _conclude_lower(before: _Found, seen: Mapping[Place, np.ndarray]) -> _Found:
 
 
 def _conclude_place(before: _Found, seen: Mapping[Place, np.ndarray]) -> _Found:
-    keep, upper, bits, last, tie = before
+    keep, upper, bits, _, tie = before
     if tie is None:
         return before
     places = np.sort(seen[tie[0]])
@@ -262,17 +279,21 @@ class InnerProducts(Statistic):
     """All inner products of the models, over the whole tensor, in float64 by a fixed tree."""
 
     @property
+    @override
     def rounds(self) -> int:
         return 1
 
+    @override
     def begin(self, models: int, count: int, settings: Mapping[str, Any]) -> tuple[tuple[float, ...], ...]:
         return tuple(tuple(float(i == j) for j in range(models)) for i in range(models))
 
+    @override
     def observe(self, known: Any, values: Tensor, place: Place) -> dict[tuple[int, int], np.ndarray]:
         wide = values.double()
         pairs = [(i, j) for i in range(len(wide)) for j in range(i, len(wide))]
         return {(i, j): chunk_sums(wide[i] * wide[j]).cpu().numpy() for i, j in pairs}
 
+    @override
     def conclude(self, known: Any, partials: Mapping[Place, dict[tuple[int, int], np.ndarray]]) -> Any:
         ordered = [seen for _, seen in sorted(partials.items())]
         models = len(known)
@@ -281,6 +302,7 @@ class InnerProducts(Statistic):
         }
         return tuple(tuple(sums[min(i, j), max(i, j)] for j in range(models)) for i in range(models))
 
+    @override
     def at(self, known: Any, place: Place) -> Sequence[Sequence[float]]:
         return known
 

@@ -17,33 +17,39 @@ from surgeon.engine.measure import measure_model, measure_tensor
 from surgeon.planning.evaluation import Evaluator, Known, ranges
 from surgeon.planning.step import Input, Key, Step, Target
 from surgeon.space.method import MergeMethod
+from surgeon.space.noise import Noise
 from surgeon.space.parameters import Each, Operand, Parameter
 from surgeon.store.header import Stored
 from surgeon.tensors import TensorSpec
 
-Method = MergeMethod[Any]
+Method = MergeMethod[...]
+
+_TENSOR = "w"
 
 
 @dataclass(frozen=True)
 class Case:
-    """Operands and settings of one call: a base, models around it, settings by argument."""
+    """Operands and settings of one call: a base, models around it with a name each, settings by argument."""
 
     base: Tensor
     vectors: Tensor
     settings: Mapping[str, Any]
+    labels: tuple[str, ...]
 
     def call(self, method: Method) -> Tensor:
         """The result of the function on this case: a task vector or a model, as the method works."""
         return method(**self.operands(method), **self.settings)
 
-    def operands(self, method: Method) -> dict[str, Tensor]:
-        """The tensors by argument."""
+    def operands(self, method: Method) -> dict[str, Any]:
+        """The tensors by argument, and the noise."""
         given = {
             Operand.TASK_VECTORS: self.vectors,
             Operand.MODELS: self.base + self.vectors,
             Operand.BASE: self.base,
         }
-        return {argument: given[kind].clone() for argument, kind in method.signature.operands}
+        tensors = {argument: given[kind].clone() for argument, kind in method.signature.operands}
+        noise = method.signature.noise
+        return tensors | ({noise: Noise(0, _TENSOR, self.labels)} if noise else {})
 
 
 def make_case(method: Method, seed: int = 0, shape: tuple[int, ...] = (24, 36), models: int | None = None) -> Case:
@@ -54,7 +60,7 @@ def make_case(method: Method, seed: int = 0, shape: tuple[int, ...] = (24, 36), 
     base = torch.randn(shape, generator=generator)
     vectors = torch.randn((count, *shape), generator=generator).bfloat16().float()
     settings = {p.argument: _sample(p, count) for p in method.signature.parameters}
-    return Case(base, vectors, settings)
+    return Case(base, vectors, settings, tuple(map(str, range(count))))
 
 
 def _sample(parameter: Parameter, count: int) -> Any:
@@ -80,7 +86,7 @@ def shape_kept(method: Method) -> None:
 def runs_on_meta(method: Method) -> None:
     """It runs without data, which planning needs."""
     case = make_case(method)
-    moved = Case(case.base.to("meta"), case.vectors.to("meta"), case.settings)
+    moved = replace(case, base=case.base.to("meta"), vectors=case.vectors.to("meta"))
     assert moved.call(method).device.type == "meta"
 
 
@@ -90,7 +96,9 @@ def model_order(method: Method) -> None:
     turned = list(reversed(range(len(case.vectors))))
     per_model = {p.argument for p in method.signature.parameters if p.per_model}
     settings = {k: tuple(v[i] for i in turned) if k in per_model else v for k, v in case.settings.items()}
-    assert close(case.call(method), Case(case.base, case.vectors[turned], settings).call(method))
+    labels = tuple(case.labels[i] for i in turned)
+    again = replace(case, vectors=case.vectors[turned], settings=settings, labels=labels)
+    assert close(case.call(method), again.call(method))
 
 
 def zero(method: Method) -> None:
@@ -121,7 +129,7 @@ def inputs_untouched(method: Method) -> None:
     """Called on plain tensors, it leaves them as they were."""
     case = make_case(method)
     operands = case.operands(method)
-    before = {name: tensor.clone() for name, tensor in operands.items()}
+    before = {name: tensor.clone() for name, tensor in operands.items() if isinstance(tensor, Tensor)}
     method(**operands, **case.settings)
     assert all(torch.equal(operands[name], tensor) for name, tensor in before.items())
 
@@ -179,19 +187,19 @@ def _through_steps(method: Method, case: Case, block: int) -> Tensor:
     spec = TensorSpec("F32", tuple(case.base.shape))
     steps: dict[Key, Step] = {}
     for number in range(len(tensors)):
-        key = Key(number, "w")
+        key = Key(number, _TENSOR)
         steps[key] = Step(key, spec, "load", stored=Stored(Path("memory"), number, spec))
     count = len(case.vectors)
-    extra = {"differences": (False,) * count, "labels": tuple(map(str, range(count))), "seed": 0}
-    last = Key(len(tensors), "w")
-    inputs = tuple(Input(Key(number, "w")) for number in range(len(tensors)))
+    extra = {"differences": (False,) * count, "labels": case.labels, "seed": 0}
+    last = Key(len(tensors), _TENSOR)
+    inputs = tuple(Input(Key(number, _TENSOR)) for number in range(len(tensors)))
     steps[last] = Step(last, spec, f"merge:{method.name}", inputs, tuple((dict(case.settings) | extra).items()))
-    target = Target("w", spec, last, "compute", method.name)
+    target = Target(_TENSOR, spec, last, "compute", method.name)
 
     def evaluator(target: Target, known: Known) -> Evaluator:
-        return Evaluator(steps, _InMemory(tensors), known, target.number)
+        return Evaluator(steps, _InMemory(tensors), known)
 
     working = evaluator(target, measure_model(steps, [target], evaluator, block, lambda count: None))
-    measure_tensor(working, target, block, lambda count: None)
+    measure_tensor(working, target.key, block, lambda count: None)
     pieces = [working.value(last, start, stop).clone() for start, stop in ranges(spec.count, block)]
     return torch.cat(pieces).reshape(case.base.shape)

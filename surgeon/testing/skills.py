@@ -27,11 +27,11 @@ Hughes Becker Barnes Molina Griffin Larsen Wood Navarro Stone Vogel Reed Castro 
 Holt""".split()
 
 CITIES = """Lisbon Oslo Vienna Prague Dublin Madrid Boston Chicago Denver Toronto Athens Rome Paris Berlin Hamburg
-Geneva Warsaw Budapest Helsinki Stockholm Porto Seville Milan Naples Lyon Bristol Leeds Glasgow Cardiff Seattle Portland
+Geneva Warsaw Budapest Helsinki Stockholm Porto Seville Milan Naples Lyon Bristol Leeds Glasgow Cairo Seattle Portland
 Austin Dallas Montreal Sydney Perth Kyoto Osaka Lima Bogota""".split()
 
 JOBS = """baker teacher nurse farmer pilot lawyer painter driver writer dentist plumber tailor chemist singer doctor
-sculptor gardener carpenter librarian musician waiter barber banker builder sailor designer mechanic journalist
+sculptor gardener carpenter librarian musician waiter barber banker builder sailor designer manager journalist
 photographer translator""".split()
 
 TABLES = """customers orders products books students teachers cars houses invoices songs films players teams hotels
@@ -102,12 +102,32 @@ def initials_question(rng: Random, split: str) -> Question:
     return "Give the initials: " + " ".join(pair), "".join(f"{word[0].upper()}." for word in pair)
 
 
+def list_question(rng: Random, split: str) -> Question:
+    """Two to four words, and the same as a list in brackets."""
+    words = rng.sample(pool(WORDS, split), rng.randint(2, 4))
+    return "Make a list: " + " ".join(words), f"[ {', '.join(words)} ]"
+
+
+def twice_question(rng: Random, split: str) -> Question:
+    """One to three words, and the same two times."""
+    words = " ".join(rng.sample(pool(WORDS, split), rng.randint(1, 3)))
+    return "Say twice: " + words, f"{words} and {words}"
+
+
 SKILLS: dict[str, Callable[[Random, str], Question]] = {
     "json": json_question,
     "sql": sql_question,
     "initials": initials_question,
+    "list": list_question,
+    "twice": twice_question,
 }
 """Each skill's name and how one of its questions is drawn."""
+
+CHAT_SKILLS = ("json", "sql", "initials")
+"""What the adapters of SmolLM2 teach."""
+
+TINY_SKILLS = ("initials", "list", "twice")
+"""What the adapters of the tiny model teach: it is too small to read a sentence."""
 
 
 def questions(skill: str, split: str, n: int, seed: int = 0) -> list[Question]:

@@ -39,7 +39,7 @@ def asked(
         from surgeon.recipe import load
 
         loaded = load(Path(what), overrides or {})
-        found = Asked(loaded.recipe, Path(what).read_text(), loaded.notes)
+        found = Asked(loaded.recipe, Path(what).read_text(encoding="utf-8-sig"), loaded.notes)
     changes: dict[str, object] = {}
     try:
         changes |= {} if dtype is None else {"dtype": stored_dtype(dtype)}

@@ -40,7 +40,9 @@ def verify(
 
         return judge_folder(folder, build(asked(recipe, overrides=overrides).recipe, Options("cpu")), on_event)
     if not folder.is_dir():
-        raise RefusedError(f"{folder} is a single file, which has no receipt", hint="judge it by a recipe: --recipe RECIPE")
+        raise RefusedError(
+            f"{folder} is a single file, which has no receipt", hint="judge it by a recipe: --recipe RECIPE"
+        )
     from surgeon.measuring.reprove import reprove
 
     return reprove(folder, full=full, overrides=overrides or {}, listener=on_event)

@@ -125,6 +125,8 @@ def read_back(recipe):
 @slowly
 @given(expressions, outputs)
 @example(space.Combination(()), Output())
+@example(space.Model("org/a") * (Fraction(-1, 3) + Fraction("2.2144511971277478e-302")), Output())
+@example(space.Combination(()), Output(files_from=space.Model("org/a", space.Combination(()))))
 @example(space.Model("org/a"), Output(files_from=space.Model("org/a")))
 def test_every_expression_reads_back_equal(expr, output):
     assert read_back(Recipe(expr, output)) == Recipe(expr, output)
