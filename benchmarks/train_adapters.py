@@ -42,7 +42,7 @@ def load(folder: str) -> tuple[Any, Any]:
 def train(folder: str, out: Path, skills: Sequence[str], how: Teaching, base_name: str, chat: tuple[str, ...]) -> None:
     """Train and write one adapter a skill."""
     model, tokenizer = load(folder)
-    held = held_replies(model, tokenizer, chat, skills)
+    held = held_replies(model, tokenizer, chat, skills, how.others)
     for skill in skills:
         begun = time.monotonic()
         peft = teach(model, tokenizer, skill, how, held)

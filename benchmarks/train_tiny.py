@@ -3,7 +3,7 @@
     python benchmarks/train_tiny.py --out tests/data/tiny
 
 A Llama of 0.35 million parameters with its own tokenizer learns a toy base task (small talk, repeating, first
-letters, finding a word in a sentence), then three LoRA adapters teach it the skills of ``surgeon.testing.skills``.
+letters, finding a word in a sentence), then LoRA adapters teach it the skills of ``surgeon.testing.skills``.
 """
 
 import time
@@ -150,7 +150,7 @@ def main() -> None:
     model, adapters = args.out / "model", args.out / "adapters"
     if args.base_steps:
         make_base(model, args.base_steps)
-    how = Teaching(steps=args.steps, batch=16, guards=4, rate=3e-3, modules=MODULES)
+    how = Teaching(steps=args.steps, batch=16, guards=12, others=48, rate=2e-3, modules=MODULES)
     rng = Random(2)
     chat = (*SMALL_TALK, *(task(rng)[0] for task in BASE_TASKS for _ in range(4)))
     train(str(model), adapters, args.skills, how, BASE_NAME, chat)

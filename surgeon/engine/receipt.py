@@ -55,7 +55,7 @@ def receipt_content(
     return {
         "version": VERSION,
         "recipe": {"given": given, "resolved": resolved},
-        "inputs": [_input(str(model), source) for model, source in plan.sources.items()],
+        "inputs": [_input(name, source) for name, source in _named(plan)],
         "files": {
             file.name: {"size": file.size, "header": blake3(file.header).hexdigest()} for file in plan.layout.files
         },
@@ -103,7 +103,7 @@ def plan_key(plan: Plan, resolved: str) -> str:
 
 def input_files(plan: Plan) -> set[Path]:
     """Every weight file the plan may read."""
-    return {stored.file for source in plan.sources.values() for _, stored in _stored(source)}
+    return {stored.file for source in plan.sources.values() for _, stored in stored_tensors(source)}
 
 
 def to_json(content: Mapping[str, Any]) -> bytes:
@@ -120,7 +120,7 @@ def _installed(name: str) -> bool:
 
 
 def _input(name: str, source: Checkpoint | Adapter) -> dict[str, Any]:
-    files = {stored.file for _, stored in _stored(source)}
+    files = {stored.file for _, stored in stored_tensors(source)}
     return {
         "name": name,
         "kind": "model" if isinstance(source, Checkpoint) else "adapter",
@@ -132,7 +132,8 @@ def _input(name: str, source: Checkpoint | Adapter) -> dict[str, Any]:
     }
 
 
-def _stored(source: Checkpoint | Adapter) -> list[tuple[str, Stored]]:
+def stored_tensors(source: Checkpoint | Adapter) -> list[tuple[str, Stored]]:
+    """Every stored tensor of a source, with what the receipt calls it within the source."""
     if isinstance(source, Checkpoint):
         return list(source.tensors.items())
     parts = ("a", "b", "magnitude", "value")
@@ -144,9 +145,20 @@ def _stored(source: Checkpoint | Adapter) -> list[tuple[str, Stored]]:
     return found
 
 
+def _named(plan: Plan) -> list[tuple[str, Checkpoint | Adapter]]:
+    """Each source with the name the recipe gives it; a second one of a name is numbered."""
+    named: dict[str, Checkpoint | Adapter] = {}
+    for model, source in plan.sources.items():
+        name, number = str(model), 2
+        while name in named:
+            name, number = f"{model}_{number}", number + 1
+        named[name] = source
+    return list(named.items())
+
+
 def _input_names(plan: Plan) -> dict[str, str]:
     return {
-        f"{stored.file}\0{stored.offset}": f"{model}/{name}"
-        for model, source in plan.sources.items()
-        for name, stored in _stored(source)
+        f"{stored.file}\0{stored.offset}": f"{label}/{name}"
+        for label, source in _named(plan)
+        for name, stored in stored_tensors(source)
     }

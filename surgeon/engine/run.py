@@ -17,6 +17,7 @@ from surgeon.engine.journal import Journal, Record
 from surgeon.engine.measure import measure_model
 from surgeon.engine.reading import DiskReader, Files
 from surgeon.engine.sink import Sink
+from surgeon.engine.threads import one_torch_thread
 from surgeon.engine.work import Stopped, Worker
 from surgeon.planning.evaluation import Evaluator, Known, rounds
 from surgeon.planning.plan import Plan
@@ -67,7 +68,8 @@ def run(plan: Plan, sink: Sink, journal: Journal | None = None, listener: Listen
     todo = [target for target in plan.targets if target.name not in done]
     state = _Run(plan, listener, todo)
     files = Files()
-    with _one_torch_thread():
+    keep_freed_blocks()
+    with one_torch_thread():
         try:
             device = choose(plan.options.device)
             worker = Worker(plan, files, sink, device, _spanning(plan, todo, files, device, state), state.tick)
@@ -152,18 +154,6 @@ def _spanning(plan: Plan, todo: list[Target], files: Files, device: torch.device
 
 def _looks(plan: Plan, target: Target) -> int:
     return 1 if target.action == "copy" else rounds(plan.steps, target.key)
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Matrix products and sums change with torch's own threads; parallelism is over tensors instead."""
-    keep_freed_blocks()
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from surgeon.engine.devices import available
 from surgeon.engine.reading import Files
-from surgeon.engine.receipt import _stored as stored_tensors
+from surgeon.engine.receipt import stored_tensors
 from surgeon.errors import CheckpointError, RecipeError, RefusedError
 from surgeon.measuring.files_check import RESOLVED, digests_of
 from surgeon.measuring.receipt_file import ReceiptFacts

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 
 from surgeon.engine.events import Listener, Progress
+from surgeon.engine.threads import one_torch_thread
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -35,14 +36,12 @@ class Ticker:
 
 def each(work: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
     """The results of `work` on every item, in order; the first error is raised and what has not begun is dropped."""
-    before = torch.get_num_threads()
     pool = ThreadPoolExecutor(THREADS, "surgeon-verify", initializer=torch.set_num_threads, initargs=(1,))
-    torch.set_num_threads(1)
-    try:
-        return list(pool.map(_without_grad(work), items))
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)
+    with one_torch_thread():
+        try:
+            return list(pool.map(_without_grad(work), items))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _without_grad(work: Callable[[_Item], _Result]) -> Callable[[_Item], _Result]:

@@ -138,6 +138,9 @@ def _target(root: Node, name: str, graph: Graph, dtype: str | None, giver: Check
         return Target(name, first.spec, key, "copy", "equal in all", first, tuple(o for o in others if o))
     if step.kernel == "load" and step.stored is not None and step.stored.spec.dtype == spec.dtype:
         return Target(name, spec, key, "copy", "unchanged", step.stored)
+    if not spec.count:
+        empty = next(s.stored for s in below(graph.steps, key) if s.stored is not None and not s.spec.count)
+        return Target(name, spec, key, "copy", "empty", empty)
     reason = "cast" if step.kernel == "load" else _reason(graph.steps, step)
     return Target(name, spec, key, "compute", reason)
 

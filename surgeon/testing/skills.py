@@ -1,8 +1,9 @@
-"""Three synthetic skills that a chat model can be taught and scored on exactly, in plain Python.
+"""Synthetic skills that a chat model can be taught and scored on exactly, in plain Python.
 
     json       a sentence about a person      ->  a JSON record
     sql        a question about a table       ->  an SQL statement
     initials   a name or two words            ->  their initials
+    list       two to four words              ->  the words in brackets
 
 Every question is drawn from a seed, so training, demo and benchmarks share them without a data file. The two splits
 never share a filling: a name, table or word asked for in ``heldout`` does not occur in ``train``.
@@ -108,25 +109,18 @@ def list_question(rng: Random, split: str) -> Question:
     return "Make a list: " + " ".join(words), f"[ {', '.join(words)} ]"
 
 
-def twice_question(rng: Random, split: str) -> Question:
-    """One to three words, and the same two times."""
-    words = " ".join(rng.sample(pool(WORDS, split), rng.randint(1, 3)))
-    return "Say twice: " + words, f"{words} and {words}"
-
-
 SKILLS: dict[str, Callable[[Random, str], Question]] = {
     "json": json_question,
     "sql": sql_question,
     "initials": initials_question,
     "list": list_question,
-    "twice": twice_question,
 }
 """Each skill's name and how one of its questions is drawn."""
 
 CHAT_SKILLS = ("json", "sql", "initials")
 """What the adapters of SmolLM2 teach."""
 
-TINY_SKILLS = ("initials", "list", "twice")
+TINY_SKILLS = ("initials", "list")
 """What the adapters of the tiny model teach: it is too small to read a sentence."""
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from measuring_toys import edit_json, llama, spoil
+from measuring_toys import Toy, adapt, edit_json, llama, peft_merges, spoil
 from safetensors.torch import load_file
 
 import surgeon
@@ -214,3 +214,20 @@ def test_a_config_written_in_another_way(toy32, tmp_path):
     (copy / "config.json").write_text(json.dumps(dict(reversed(config.items()))))
     verdict = verdict_of(toy32, copy, code=0)
     assert "to the same effect" in verdict.explain()
+
+
+def test_one_tensor_at_another_strength_where_16_bit_work_is_plausible(toy16, tmp_path):
+    """With the adapter in bfloat16 too, a percent lies inside every bound of an entry: only the fit shows it."""
+    toy, one = Toy.__new__(Toy), "model.layers.2.self_attn.o_proj.weight"
+    toy.base, toy.adapter, toy.merged, toy.dtype = toy16.base, tmp_path / "style", tmp_path / "merged", torch.bfloat16
+    adapt(llama(), toy.adapter, dtype=torch.bfloat16)
+    peft_merges(toy.base, toy.adapter, toy.merged, torch.bfloat16)
+
+    def change(tensors):
+        found = load_file(toy.adapter / "adapter_model.safetensors")
+        b, a = (found[f"base_model.model.{one[:-7]}.lora_{part}.weight"].float() for part in "BA")
+        tensors[one] = (toy.tensors(toy.base)[one].float() + 1.01 * 2 * b @ a).bfloat16()
+
+    verdict = verdict_of(toy, spoil(toy.merged, tmp_path / "spoilt", change))
+    assert subjects(verdict) == {one}
+    assert "style: the strength is off by +1.0%" in verdict.explain()

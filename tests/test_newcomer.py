@@ -1,0 +1,224 @@
+"""A newcomer adds a merge method: one file, and schema, `surgeon methods`, laws and apply know it."""
+
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import surgeon
+import surgeon.recipe as recipe_floor
+import surgeon.recipe.schema as schema_models
+import surgeon.space.registry as registry
+from surgeon.artifacts.artifact import Artifact
+from surgeon.testing import laws
+from surgeon.testing.toys import random_tensors, read_checkpoint, write_checkpoint
+
+ROOT = Path(__file__).parents[1]
+
+METHOD = '''"""A method of our own."""
+
+import torch
+from torch import Tensor
+
+from surgeon.space.method import merge_method
+from surgeon.space.noise import Noise
+from surgeon.space.numeric import column, total
+from surgeon.space.parameters import PerModel, TaskVectors, each
+
+
+@merge_method(blocks="elements", ranges={"density": "(0, 1]"})
+def dropped(
+    task_vectors: TaskVectors,
+    noise: Noise,
+    weight: PerModel[float] = each(1.0),
+    density: PerModel[float] = each(0.5),
+) -> Tensor:
+    """Drop entries at random and scale up what stays."""
+    kept = (noise.uniform(task_vectors) < column(density, task_vectors)).float()
+    return total(torch.mul(kept, task_vectors) * column(weight, task_vectors) / column(density, task_vectors))
+'''
+
+OTHERS = '''"""Methods that ask for more."""
+
+import torch
+from torch import Tensor
+
+from surgeon.artifacts.artifact import Artifact
+from surgeon.space.method import merge_method
+from surgeon.space.parameters import Models, PerModel, TaskVectors, each
+
+
+@merge_method
+def damped(task_vectors: TaskVectors, damping: Artifact, weight: PerModel[float] = each(1.0)) -> Tensor:
+    """Scale every column by a measured vector."""
+    factor = damping.tensors["factor"][: task_vectors.shape[-1]].to(task_vectors)
+    return sum(w * t for w, t in zip(weight, task_vectors, strict=True)) * factor
+
+
+@merge_method(blocks="rows", breaks={"scaling": "sums of squares round differently"})
+def levelled(models: Models, weight: PerModel[float] = each(1.0)) -> Tensor:
+    """Average rows of equal length."""
+    if models.ndim < 3:
+        return (models * torch.tensor(weight).reshape(-1, *[1] * (models.ndim - 1))).sum(0) / sum(weight)
+    lengths = torch.linalg.vector_norm(models, dim=-1, keepdim=True)
+    mean = (models / lengths * torch.tensor(weight).reshape(-1, 1, 1)).sum(0) / sum(weight)
+    return mean * lengths.mean(0)
+
+
+@merge_method(breaks={"zero": "a projection rounds", "scaling": "a projection rounds"})
+def projected(models: Models) -> Tensor:
+    """The mean, within the first model's row space: needs the whole tensor."""
+    mean = models.mean(0)
+    if mean.ndim != 2:
+        return mean
+    return mean @ (torch.linalg.pinv(models[0]) @ models[0])
+'''
+
+CACHED = (registry.merge_methods, schema_models.merge_step, schema_models.recipe_model)
+
+
+def forget() -> None:
+    for function in CACHED:
+        assert isinstance(function, functools._lru_cache_wrapper)
+        function.cache_clear()
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A distribution `our-methods` of two files and its metadata, on the path as an installer would put it."""
+    site = tmp_path / "site"
+    (site / "our_methods").mkdir(parents=True)
+    (site / "our_methods" / "__init__.py").write_text("")
+    (site / "our_methods" / "dropped.py").write_text(METHOD)
+    (site / "our_methods" / "others.py").write_text(OTHERS)
+    info = site / "our_methods-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: our-methods\nVersion: 1.0\n")
+    points = "[surgeon.methods]\ndropped = our_methods.dropped\nothers = our_methods.others\n"
+    (info / "entry_points.txt").write_text(points)
+    monkeypatch.syspath_prepend(str(site))
+    forget()
+    yield site
+    for name in [name for name in sys.modules if name.startswith("our_methods")]:
+        del sys.modules[name]
+    forget()
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> dict[str, Path]:
+    shapes = {"model.layers.0.w": (600, 700), "model.layers.1.w": (13, 24), "model.norm.weight": (24,)}
+    return {
+        name: write_checkpoint(tmp_path / name, random_tensors(shapes, seed, dtype=torch.bfloat16))
+        for seed, name in enumerate("abc")
+    }
+
+
+def recipe(models: dict[str, Path], step: str) -> str:
+    listed = "".join(f"  {name}: {path}\n" for name, path in models.items())
+    return f"surgeon: 1\nmodels:\n{listed}steps:\n  merged:\n    {step}\n"
+
+
+def test_the_file_is_short():
+    assert len(METHOD.splitlines()) <= 25
+
+
+def test_schema_methods_and_laws_know_it(package: Path):
+    schema = json.dumps(recipe_floor.json_schema())
+    assert '"our-methods/dropped"' in schema
+    assert "our-methods/dropped  Drop entries at random" in surgeon.list_methods().explain()
+    told = surgeon.list_methods("our-methods/dropped").explain()
+    assert "density" in told
+    assert "in (0, 1]" in told
+    assert "seed" in told
+    for name in ("dropped", "levelled", "projected"):
+        laws.check(registry.merge_method_named(f"our-methods/{name}"))
+
+
+def test_a_recipe_names_it_and_a_seed_decides_its_bytes(package: Path, models: dict[str, Path], tmp_path: Path):
+    text = recipe(
+        models, "{merge: our-methods/dropped, base_model: a, models: {b: {density: 0.4}, c: {}}, seed: SEED}"
+    )
+    outs = []
+    for number, (seed, block) in enumerate([("1", "64kB"), ("1", "4MB"), ("2", "4MB")]):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(text.replace("SEED", seed))
+        surgeon.apply(file, tmp_path / f"out{number}", block=block)
+        outs.append((tmp_path / f"out{number}" / "model.safetensors").read_bytes())
+    assert outs[0] == outs[1] != outs[2]
+    resolved = tmp_path / "out0" / "surgeon" / "recipe.yaml"
+    surgeon.apply(resolved, tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == outs[0]
+    kept = (read_checkpoint(tmp_path / "out0")["model.layers.0.w"] != read_checkpoint(models["a"])["model.layers.0.w"])
+    assert 0.65 < kept.float().mean() < 0.75  # 1 − 0.6 · 0.5
+
+
+def test_the_order_of_models_does_not_change_the_noise(package: Path, models: dict[str, Path], tmp_path: Path):
+    a, b, c = (surgeon.open(models[name]) for name in "abc")
+    for name, members in (("bc", [b, c]), ("cb", [c, b])):
+        surgeon.apply(surgeon.merge("our-methods/dropped", members, base_model=a), tmp_path / name, dtype="float32")
+    one, other = (read_checkpoint(tmp_path / name) for name in ("bc", "cb"))
+    for name, value in one.items():
+        assert torch.allclose(value, other[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["levelled", "projected"])
+def test_rows_and_whole_methods_stream_to_the_same_bytes(
+    package: Path, models: dict[str, Path], tmp_path: Path, method: str
+):
+    a, b, c = (surgeon.open(models[name]) for name in "abc")
+    found = set()
+    for number, settings in enumerate([{"block": "64kB"}, {"block": "16MB"}, {"block": "1MB", "threads": 2}]):
+        surgeon.apply(surgeon.merge(f"our-methods/{method}", [a, b, c]), tmp_path / str(number), **settings)
+        found.add((tmp_path / str(number) / "model.safetensors").read_bytes())
+    assert len(found) == 1
+    plain = registry.merge_method_named(f"our-methods/{method}")
+    stack = torch.stack([read_checkpoint(path)["model.layers.1.w"].float() for path in models.values()])
+    settings = {"weight": (1.0, 1.0, 1.0)} if method == "levelled" else {}
+    written = read_checkpoint(tmp_path / "0")["model.layers.1.w"]
+    assert torch.equal(written, plain(stack, **settings).bfloat16())
+
+
+def test_a_method_takes_an_artifact(package: Path, models: dict[str, Path], tmp_path: Path):
+    factor = torch.linspace(0, 1, 700)
+    Artifact({"factor": factor}, {"made": "by hand"}).save(tmp_path / "damping.safetensors")
+    a, b = (surgeon.open(models[name]) for name in "ab")
+    damping = str(tmp_path / "damping.safetensors")
+    surgeon.apply(surgeon.merge("our-methods/damped", [b], base_model=a, damping=damping), tmp_path / "out")
+    base, tuned = (read_checkpoint(models[name])["model.layers.0.w"].float() for name in "ab")
+    expected = base + (tuned - base) * factor
+    assert torch.equal(read_checkpoint(tmp_path / "out")["model.layers.0.w"], expected.bfloat16())
+    (tmp_path / "damping.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    with pytest.raises(surgeon.RefusedError, match="not an artifact"):
+        surgeon.plan(surgeon.merge("our-methods/damped", [b], base_model=a, damping=damping))
+
+
+def test_the_nearest_name_is_given(package: Path, models: dict[str, Path], tmp_path: Path):
+    a, b = (surgeon.open(models[name]) for name in "ab")
+    with pytest.raises(surgeon.RefusedError, match="our-methods/dropped"):
+        surgeon.merge("our-methods/droped", [b], base_model=a)
+
+
+def test_a_file_dropped_into_the_folder_is_one_of_surgeons_own(tmp_path: Path, models: dict[str, Path]):
+    """In a fresh process whose `surgeon.methods` has one more folder: the command line lists, plans and applies it."""
+    folder = tmp_path / "more"
+    folder.mkdir()
+    (folder / "dropped.py").write_text(METHOD)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe(models, "{merge: dropped, base_model: a, models: [b, c]}"))
+    program = (
+        f"import surgeon.methods; surgeon.methods.__path__.append({str(folder)!r})\n"
+        "from surgeon_cli.main import app\n"
+        "import sys; app(sys.argv[1:])"
+    )
+    for arguments in (["methods", "dropped"], ["schema"], ["apply", str(file), "-o", str(tmp_path / "out")]):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False,
+            env={"PYTHONPATH": f"{ROOT}:{ROOT / 'cli'}", "PATH": "", "HOME": str(tmp_path)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "dropped" in done.stdout or arguments[0] == "apply"
+    assert (tmp_path / "out" / "model.safetensors").is_file()
