@@ -71,14 +71,20 @@ class DiskReader:
         self._files = files
         self._pinned = device.type == "cuda"
         self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._store = torch.empty(0, dtype=torch.uint8)
         self._held: dict[Stored, Tensor] = {}
         self._digests: dict[Stored, _Digest] = {}
 
     def begin(self, hold: tuple[Stored, ...] = ()) -> None:
         """Forget the last tensor; read the bytes of `hold` now and keep them."""
         self._held, self._digests = {}, {}
-        for stored in hold:
-            raw = torch.empty(stored.spec.nbytes, dtype=torch.uint8, pin_memory=self._pinned)
+        # Each starts at a multiple of 8 bytes, so that a view of any dtype fits.
+        sizes = [-(-stored.spec.nbytes // 8) * 8 for stored in hold]
+        if self._store.numel() < sum(sizes):
+            self._store = torch.empty(0, dtype=torch.uint8)
+            self._store = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=self._pinned)
+        for stored, room in zip(hold, self._store[: sum(sizes)].split(sizes), strict=True):
+            raw = room[: stored.spec.nbytes]
             self._fetch(stored, 0, raw)
             self._held[stored] = raw
 

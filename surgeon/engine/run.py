@@ -59,8 +59,16 @@ class _Run:
         self.stop.set()
 
 
-def run(plan: Plan, sink: Sink, journal: Journal | None = None, listener: Listener | None = None) -> dict[str, Record]:
+def run(
+    plan: Plan,
+    sink: Sink,
+    journal: Journal | None = None,
+    listener: Listener | None = None,
+    copied: frozenset[str] = frozenset(),
+) -> dict[str, Record]:
     """Compute and write every target not yet in the journal; returns what is known of each, by tensor.
+
+    `copied` tensors are in place already and are only hashed.
 
     KeyboardInterrupt leaves what is finished durable and in the journal.
     """
@@ -72,7 +80,7 @@ def run(plan: Plan, sink: Sink, journal: Journal | None = None, listener: Listen
     with one_torch_thread():
         try:
             device = choose(plan.options.device)
-            worker = Worker(plan, files, sink, device, _spanning(plan, todo, files, device, state), state.tick)
+            worker = Worker(plan, files, sink, device, _spanning(plan, todo, files, device, state), state.tick, copied)
             flusher = threading.Thread(target=_flush, args=(state, sink, journal, done), name="surgeon-flush")
             flusher.start()
             try:

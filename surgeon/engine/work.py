@@ -29,7 +29,10 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Worker:
-    """What a worker shares with the others: the plan, open files, the sink, what spans the model, when to stop."""
+    """What a worker shares with the others: the plan, open files, the sink, what spans the model, when to stop.
+
+    `copied` are the tensors whose whole file has been copied already.
+    """
 
     plan: Plan
     files: Files
@@ -37,6 +40,7 @@ class Worker:
     device: torch.device
     known: Known
     tick: Callable[[int], None]
+    copied: frozenset[str] = frozenset()
 
     def run(self, target: Target, reader: DiskReader) -> Record:
         """Make one output tensor. Errors name it."""
@@ -54,7 +58,8 @@ class Worker:
         reader.begin()
         for other in target.equals:
             self._same(target, other)
-        self.sink.copy(target.name, target.stored)
+        if target.name not in self.copied:
+            self.sink.copy(target.name, target.stored)
         self.tick(target.spec.count)
         return reader.digest_of(target.stored)
 

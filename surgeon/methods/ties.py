@@ -31,9 +31,9 @@ def ties(
     scale = column(weight, trimmed)
     votes = trimmed * scale if elect == "weighted" else trimmed
     elected = sign_of(total(votes))
-    agreeing = torch.relu(votes * elected)
-    merged = total(agreeing if elect == "weighted" else agreeing * scale) * elected
-    if normalize:
-        mass = total(torch.sign(agreeing) * scale)
-        merged /= mass + (1 - torch.sign(mass.abs()))
-    return merged * lambda_ if lambda_ != 1 else merged
+    agreeing = votes.mul_(elected).relu_()
+    mass = total(torch.sign(agreeing).mul_(scale)) if normalize else None
+    merged = total(agreeing if elect == "weighted" else agreeing.mul_(scale)).mul_(elected)
+    if mass is not None:
+        merged /= mass.add_(1 - torch.sign(mass).abs_())
+    return merged.mul_(lambda_)

@@ -14,7 +14,7 @@ from surgeon.errors import MismatchError, RefusedError
 from surgeon.planning.step import Input, Key, Step, Steps
 from surgeon.space.coefficient import Coefficient
 from surgeon.space.parameters import Parameter
-from surgeon.space.schedule import Scalar, Setting, UnknownLayer, value_at
+from surgeon.space.schedule import Layers, Scalar, Setting, UnknownLayer, value_at
 from surgeon.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class Graph:
     _numbers: dict[int, int] = field(default_factory=dict)
     _tensors: dict[str, int] = field(default_factory=dict)
     _plain: dict[tuple[Parameter, type, Scalar], Any] = field(default_factory=dict)
+    _values: dict[tuple[int, Position, bool] | None, Scalar | None] = field(default_factory=dict)
 
     def key(self, node: Node, tensor: str) -> Key | None:
         """The key of one tensor of a node, lowering it the first time it is asked for."""
@@ -93,11 +94,18 @@ class Graph:
         return value
 
     def setting(self, setting: Setting, tensor: str, *, head_first: bool) -> Scalar | None:
-        """A setting at one tensor; None when no rule fits."""
+        """A setting at one tensor; None when no rule fits. Lists are interpolated once a layer."""
+        position = self.positions.get(tensor)
+        place = (id(setting), position, head_first) if isinstance(setting, Layers) and position is not None else None
+        if place in self._values:
+            return self._values[place]
         try:
-            return value_at(setting, tensor, self.positions.get(tensor), head_first=head_first)
+            value = value_at(setting, tensor, position, head_first=head_first)
         except UnknownLayer:
             raise unknown_layer(tensor) from None
+        if place is not None:
+            self._values[place] = value
+        return value
 
 
 def unknown_layer(tensor: str) -> MismatchError:

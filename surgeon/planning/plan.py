@@ -93,7 +93,7 @@ def _build(recipe: Recipe, options: Options) -> Plan:
     files_from = recipe.output.files_from
     sources = open_sources(recipe.expr, *([files_from] if files_from is not None else []))
     root = Resolver(sources)(recipe.expr)
-    check_mass(root, wanted=(1,))
+    check_mass(root, wanted=(1,), origin=recipe.expr.origin)
     giver = files_model(recipe, sources)
     graph = Graph(positions(root.table))
     check_patterns(recipe.expr, root.table)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from surgeon.errors import MismatchError, RefusedError, SurgeonError
+from surgeon.errors import MismatchError, Origin, RefusedError, SurgeonError
 from surgeon.planning.sources import Sources
 from surgeon.space.coefficient import Coefficient
 from surgeon.space.expr import ONE, Combination, Expr, Merge, Model, Settings
@@ -61,10 +61,11 @@ class Resolver:
 
     def __call__(self, expr: Expr) -> Node:
         """The node of an expression; equal expressions on one base are one node."""
-        key = expr, id(self.base)
+        resolver = self if self._stands(expr) else self.on(None)
+        key = expr, id(resolver.base)
         if key not in self.done:
             try:
-                self.done[key] = resolve(expr, self)
+                self.done[key] = resolve(expr, resolver)
             except SurgeonError as error:
                 error.origin = error.origin or expr.origin
                 raise
@@ -73,6 +74,12 @@ class Resolver:
     def on(self, base: Node | None) -> Resolver:
         """The same resolver with another base for differences."""
         return Resolver(self.sources, base, self.done)
+
+    def _stands(self, expr: Expr) -> bool:
+        """Whether what an expression means may depend on the base at hand: adapters without a point among them do."""
+        if isinstance(expr, Combination):
+            return all(self.is_adapter(term) for term, _ in expr.terms)
+        return not isinstance(expr, Merge | Model) or self.is_adapter(expr)
 
     def is_adapter(self, expr: Expr) -> bool:
         """Whether an expression is an adapter itself."""
@@ -93,6 +100,8 @@ def _model(expr: Model, resolver: Resolver) -> Node:
     if isinstance(source, Checkpoint):
         return Point(str(expr), source, {name: stored.spec for name, stored in source.tensors.items()})
     base = resolver.on(None)(expr.base_model) if expr.base_model is not None else resolver.base
+    if expr.base_model is not None and base is not None:
+        check_mass(base, wanted=(1,))
     if base is None:
         raise MismatchError(
             f"{expr} is an adapter, a difference without a model to stand on", hint=f"write base + 1*{expr}"
@@ -113,11 +122,11 @@ def _combination(expr: Combination, resolver: Resolver) -> Node:
     differences = tuple((node, c) for node, c in nodes if not node.mass.is_number(1))
     if not nodes:
         raise MismatchError("everything cancels: the combination is zero", hint="a model needs weights that sum to 1")
-    for node, _ in points[1:]:
-        same_tables(points[0][0], node)
-    table = points[0][0].table if points else nodes[0][0].table
+    first = points[0][0] if points else nodes[0][0]
+    for node, _ in nodes:
+        same_tables(first, node)
     mass = sum((c for _, c in points), Coefficient(ONE.constant * 0))
-    return Sum(str(expr), table, points, differences, mass)
+    return Sum(str(expr), first.table, points, differences, mass)
 
 
 @resolve.register
@@ -142,30 +151,36 @@ def _check_merge(
     if len(members) < low or (high is not None and len(members) > high):
         wanted = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
         raise RefusedError(f"{method.name} takes {wanted} model(s) besides the base; {len(members)} given")
-    points = [node for node, _ in members if node.mass.is_number(1)]
     for node, _ in members:
         check_mass(node)
         if node.mass.is_number(0) and base is None:
             raise MismatchError(f"{node.label} is a difference, and {method.name} has no base to add it to")
-    for node in points if base is not None else points[1:]:
-        same_tables(base or points[0], node)
+        same_tables(base or members[0][0], node)
     if base is not None:
         check_mass(base, wanted=(1,))
 
 
-def check_mass(node: Node, wanted: tuple[int, ...] = (1, 0)) -> None:
+def check_mass(node: Node, wanted: tuple[int, ...] = (1, 0), origin: Origin | None = None) -> None:
     """Refuse a value whose coefficients sum to neither 1 nor (where allowed) 0."""
     if any(node.mass.is_number(value) for value in wanted):
         return
     points = [(point.label, c) for point, c in getattr(node, "points", ())]
-    moved = " + ".join(f"{c}*({label} - {points[0][0]})" for label, c in points[1:])
-    hint = f"did you mean {points[0][0]} + {moved}?" if moved else "write base + w*(model - base)"
+    hint = "write base + w*(model - base)"
+    if points:
+        moved = [f"{c}*({label} - {points[0][0]})" for label, c in points[1:]]
+        added = [f"{c}*{difference.label}" for difference, c in getattr(node, "differences", ())]
+        hint = f"did you mean {' + '.join([points[0][0], *moved, *added])}?"
     needed = "a model needs 1" + (", a task vector 0" if 0 in wanted else "; a task vector (0) is not a model")
-    raise MismatchError(f"the weights of {node.label} sum to {node.mass}; {needed}", hint=hint)
+    raise MismatchError(f"the weights of {node.label} sum to {node.mass}; {needed}", origin=origin, hint=hint)
 
 
 def same_tables(first: Node, second: Node) -> None:
-    """Refuse points whose tensor names, shapes or integer dtypes differ, listing all differences."""
+    """Refuse values whose tensor names, shapes or integer dtypes differ, listing all differences.
+
+    A difference must fit as well: what it holds under a name that the others do not have would be left out.
+    """
+    if first.table is second.table:
+        return
     faults = [f"{name}: only in {first.label}" for name in first.table.keys() - second.table.keys()]
     faults += [f"{name}: only in {second.label}" for name in second.table.keys() - first.table.keys()]
     for name in first.table.keys() & second.table.keys():

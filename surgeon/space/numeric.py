@@ -27,7 +27,7 @@ def total(values: Tensor) -> Tensor:
 
 def sign_of(values: Tensor) -> Tensor:
     """-1 where negative, else 1. (`torch.where` with numbers takes forty times as long on a CPU.)"""
-    return torch.sign(torch.sign(values) + 0.5)
+    return torch.sign(values).add_(0.5).sign_()
 
 
 def column(numbers: Sequence[float], like: Tensor) -> Tensor:

@@ -49,7 +49,10 @@ DTYPES = {"model.layers.0.mlp.down_proj.weight": torch.float32, "model.layers.0.
 
 @merge_method(blocks="elements", ranges={"density": "(0, 1]"})
 def thinned(
-    task_vectors: TaskVectors, noise: Noise, weight: PerModel[float] = each(1.0), density: PerModel[float] = each(1.0)
+    task_vectors: TaskVectors,
+    noise: Noise,
+    weight: PerModel[float] = each(1.0),  # noqa: B008
+    density: PerModel[float] = each(1.0),  # noqa: B008
 ) -> Tensor:
     """Keep entries at random, scaled up (drop and rescale)."""
     kept = (noise.uniform(task_vectors) < column(density, task_vectors)).to(task_vectors.dtype)
@@ -57,7 +60,7 @@ def thinned(
 
 
 @merge_method(blocks="rows")
-def row_normed(models: Models, weight: PerModel[float] = each(1.0)) -> Tensor:
+def row_normed(models: Models, weight: PerModel[float] = each(1.0)) -> Tensor:  # noqa: B008
     """Average, with each row scaled to the mean norm of its rows in the models."""
     mixed = (column(weight, models) * models).sum(0) / sum(weight)
     if models.ndim < 3:

@@ -71,8 +71,8 @@ def test_most_are_small(record_testsuite_property):
     for name, value in found.items():
         record_testsuite_property(name, value)
     print(found)
-    assert found["file_median"] <= 130
-    assert found["function_median"] <= 10
+    assert found["file_median"] <= 110
+    assert found["function_median"] <= 8
     assert found["function_p90"] <= 30
 
 
@@ -80,12 +80,14 @@ def test_most_are_small(record_testsuite_property):
 def test_documented(name):
     tree = TREES[name]
     assert ast.get_docstring(tree), "a module says first what it is"
-    missing = [node.name for node in public(tree.body) if not ast.get_docstring(node) and not is_overload(node)]
-    assert missing == [node.name for node in public(tree.body) if node.name in missing and _is_property_setter(node)]
+    bare = [node for node in public(tree.body) if not ast.get_docstring(node)]
+    assert [node.name for node in bare if not _explained_elsewhere(node)] == []
 
 
-def _is_property_setter(node):
-    return any(ast.unparse(decorator).endswith(".setter") for decorator in node.decorator_list)
+def _explained_elsewhere(node):
+    """An overload by its implementation, a setter by its getter, an override by what it overrides."""
+    marks = [ast.unparse(decorator) for decorator in node.decorator_list]
+    return is_overload(node) or any(mark.endswith(".setter") or mark == "override" for mark in marks)
 
 
 @pytest.mark.parametrize("name", TREES)

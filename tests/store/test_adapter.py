@@ -5,58 +5,23 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Model, LlamaForCausalLM
 
 from surgeon.errors import MismatchError
 from surgeon.store.adapter import LowRank, Replacement
 from surgeon.store.checkpoint import open_checkpoint
 from surgeon.store.source import open_source
+from tests.support import peft_toys
+from tests.support.peft_toys import GPT2, LLAMA, gpt2, llama
 
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("UserWarning", "RuntimeWarning")]
 
 
-def llama(tied=False, bias=False, heads=2):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=heads, tie_word_embeddings=tied, attention_bias=bias, mlp_bias=bias,
-        bos_token_id=0, eos_token_id=1,
-    )  # fmt: skip
-    return LlamaForCausalLM(config)
-
-
-def gpt2(tied=True):
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=20,
-        n_embd=16,
-        n_layer=2,
-        n_head=2,
-        n_positions=8,
-        tie_word_embeddings=tied,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    return GPT2LMHeadModel(config)
-
-
 def make(root, model, edit=None, **config):
-    """Save the base, an adapter of it with every trained tensor moved, and what PEFT merges them to."""
-    model.save_pretrained(root / "base")
-    tuned = get_peft_model(model, LoraConfig(init_lora_weights=False, **config))
-    with torch.no_grad():
-        for name, parameter in tuned.named_parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-            assert "lora" not in name or parameter.dtype == torch.float32
-    tuned.save_pretrained(root / "adapter")
-    if edit:
-        edit(root / "adapter")
-    merged = tuned.merge_and_unload()
-    state = {name: tensor.detach().clone() for name, tensor in merged.state_dict().items()}
-    return open_checkpoint(root / "base", "./base"), open_source(str(root / "adapter")), state
+    """The opened base and adapter, and the tensors that PEFT merges them to."""
+    made = peft_toys.make(root, model, edit, **config)
+    return open_checkpoint(made.base, "./base"), open_source(str(made.adapter)), made.state
 
 
 def read(stored):
@@ -101,62 +66,6 @@ def compare(base, adapter, merged, changes):
     return placed
 
 
-ATTENTION = ["q_proj", "v_proj", "o_proj"]
-LLAMA = {
-    "plain": ({"target_modules": ATTENTION, "r": 4, "lora_alpha": 10}, 6),
-    "one rank": ({"target_modules": ["down_proj"], "r": 1, "lora_alpha": 1}, 2),
-    "rslora": ({"target_modules": ATTENTION, "r": 4, "lora_alpha": 10, "use_rslora": True}, 6),
-    "patterns": (
-        {
-            "target_modules": [*ATTENTION, "up_proj"],
-            "r": 4,
-            "lora_alpha": 10,
-            "rank_pattern": {
-                "v_proj": 2,
-                r"model.layers.1.mlp.up_proj": 7,
-                r".*0\.self_attn\.o_proj": 3,
-                r".*layers\.1\.self_attn\.[oq]_proj": 5,
-            },
-            "alpha_pattern": {r"^model\.layers\.(0|5)\..*": 1, "o_proj": 3.5, "layers.1": 77},
-        },
-        8,
-    ),
-    "patterns and rslora": (
-        {
-            "target_modules": ATTENTION,
-            "r": 4,
-            "use_rslora": True,
-            "rank_pattern": {"q_proj": 2},
-            "alpha_pattern": {"q_proj": 5},
-        },
-        6,
-    ),
-    "embedding": ({"target_modules": ["embed_tokens", "q_proj"], "r": 3, "lora_alpha": 5}, 3),
-    "head": ({"target_modules": ["lm_head", "q_proj"], "r": 3}, 3),
-    "embedding and head": ({"target_modules": ["embed_tokens", "lm_head"], "r": 3}, 2),
-    "modules to save": ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "norm"]}, 4),
-    "module to save by path": ({"target_modules": ["q_proj"], "modules_to_save": ["layers.1.mlp", "embed_tokens"]}, 6),
-    "bias all": ({"target_modules": ["q_proj"], "bias": "all"}, 2 + 2 * 7),
-    "bias lora_only": ({"target_modules": ["q_proj", "up_proj"], "bias": "lora_only"}, 8),
-    "dora": ({"target_modules": ATTENTION, "r": 4, "lora_alpha": 10, "use_dora": True}, 6),
-    "dora rslora": ({"target_modules": ATTENTION, "r": 4, "lora_alpha": 10, "use_dora": True, "use_rslora": True}, 6),
-    "dora embedding": ({"target_modules": ["embed_tokens", "q_proj"], "r": 4, "use_dora": True}, 3),
-    "everything": (
-        {
-            "target_modules": ["q_proj", "embed_tokens"],
-            "modules_to_save": ["norm"],
-            "bias": "all",
-            "use_dora": True,
-            "use_rslora": True,
-        },
-        18,
-    ),
-    "some layers": ({"target_modules": ["q_proj"], "layers_to_transform": [1]}, 1),
-    "regular expression": ({"target_modules": r".*layers\.0\..*_proj"}, 7),
-    "all linear": ({"target_modules": "all-linear", "exclude_modules": ["k_proj"]}, 12),
-}
-
-
 @pytest.mark.parametrize("name", LLAMA)
 def test_llama(tmp_path, name):
     config, changes = LLAMA[name]
@@ -165,18 +74,6 @@ def test_llama(tmp_path, name):
 
 def test_square_layers_stay_as_they_are(tmp_path):
     compare(*make(tmp_path, llama(heads=4), target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]), 8)
-
-
-GPT2 = {
-    "plain": ({"target_modules": ["c_attn", "c_fc", "c_proj"], "fan_in_fan_out": True}, 8),
-    "flag left out": ({"target_modules": ["c_attn", "c_proj"]}, 6),
-    "square only": ({"target_modules": r".*attn\.c_proj", "fan_in_fan_out": True}, 2),
-    "dora": ({"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True, "use_dora": True, "use_rslora": True}, 6),
-    "embedding": ({"target_modules": ["wte", "wpe", "c_attn"], "fan_in_fan_out": True}, 4),
-    "bias all": ({"target_modules": ["c_attn"], "fan_in_fan_out": True, "bias": "all"}, 2 + 13),
-    "bias lora_only": ({"target_modules": ["c_attn"], "fan_in_fan_out": True, "bias": "lora_only"}, 4),
-    "modules to save": ({"target_modules": ["c_attn"], "fan_in_fan_out": True, "modules_to_save": ["ln_f"]}, 4),
-}
 
 
 @pytest.mark.parametrize("name", GPT2)

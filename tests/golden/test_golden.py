@@ -1,0 +1,74 @@
+"""Golden bytes: what tier A promises on any CPU of one architecture, as one sha256 a method on made models.
+
+The inputs come from integer arithmetic alone, so that they are the same everywhere. A digest here changes only with the
+formula of a method, and then the changelog says so.
+"""
+
+import hashlib
+import platform
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+
+import surgeon
+from surgeon.space.schedule import Layers
+from surgeon.testing.toys import write_checkpoint
+
+SHAPES = {
+    "model.embed_tokens.weight": (67, 129),
+    "model.layers.0.mlp.up_proj.weight": (131, 129),
+    "model.layers.1.mlp.up_proj.weight": (131, 129),
+    "model.layers.1.input_layernorm.weight": (129,),
+    "model.norm.weight": (129,),
+}
+
+GOLDEN = {
+    "inputs": "7d44b67ebf5ddd8b4f47c25a0938a912da57465283dd51f26185df7a0dd5e7f0",
+    "linear": "86efc83895253ecc0a8d88c84722eeb506014033fb7e032c201d755e03ffdc2f",
+    "combination": "81f68007e306a93f2347fd2e5985c1350cc7199893975146779e6617dd3986e1",
+    "task_arithmetic": "e3898fa85d3939f0266d959ff93007b232340da51776ed1fce01b6aa1405ed3c",
+    "ties": "65962b1b71b67b2d737f49944511ffeb6f4887f516888db21ade2b037deda703",
+    "ties over the model": "8d1132b93bea54b8f606344bbb9707c88d5226d635d62ee092b273abf68654f3",
+    "slerp": "5aef89d094cfa0748d8f48b65b4ca10cf71a0f1344050279d15aec7a15198237",
+}
+
+pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="digests of x86-64")
+
+
+def made(seed: int) -> dict[str, torch.Tensor]:
+    """Numbers k/512 in [-1, 1), by a linear congruence: exact in bf16 to 8 bits, with many equal magnitudes."""
+    tensors, state = {}, seed * 2654435761 + 12345
+    for name, shape in SHAPES.items():
+        count = torch.Size(shape).numel()
+        index = torch.arange(count, dtype=torch.int64)
+        mixed = (index * 1103515245 + state) % 2147483647
+        mixed = (mixed * 48271) % 2147483647
+        tensors[name] = ((mixed % 1024) - 512).float().div(512).reshape(shape).bfloat16()
+        state = (state * 69069 + 1) % 2147483647
+    return tensors
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("kind", GOLDEN)
+def test_the_bytes_are_those_of_every_other_machine(tmp_path: Path, kind: str):
+    paths = [write_checkpoint(tmp_path / name, made(seed)) for seed, name in enumerate("abc")]
+    a, b, c = map(surgeon.open, paths)
+    expr = {
+        "inputs": b,
+        "linear": surgeon.merge("linear", [a, b, c], weight=[0.5, 0.3, 0.1]),
+        "combination": a + 0.6 * (b - a) - Layers((Fraction(1, 10), Fraction(2, 5))) * (c - a),
+        "task_arithmetic": surgeon.merge("task_arithmetic", [b, c], base_model=a, weight=[0.7, -0.2], lambda_=0.9),
+        "ties": surgeon.merge("ties", [b, c], base_model=a, weight=[0.6, 0.4], density=[0.3, 0.55]),
+        "ties over the model": surgeon.merge("ties", [b, c], base_model=a, density=0.3, over="model"),
+        "slerp": surgeon.merge("slerp", [b], base_model=a, t=Layers((Fraction(1, 5), Fraction(4, 5)))),
+    }[kind]
+    for dtype in (None, "float32"):
+        plan = surgeon.plan(expr, dtype=dtype)
+        assert plan.tier == "A"
+    surgeon.apply(expr, tmp_path / "out", dtype="float32")
+    assert digest(tmp_path / "out") == GOLDEN[kind]
