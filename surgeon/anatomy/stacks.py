@@ -33,7 +33,7 @@ class Stack:
     after: tuple[str, ...] = ()
 
 
-#: One line a layout; of two prefixes that fit a name the longer one counts.
+#: The layouts known. A prefix holds no digit: it ends where the layer's number begins.
 STACKS = (
     Stack("model.layers.", ("model.embed_tokens.",), ("model.norm.", "lm_head.", "score.")),
     Stack(
@@ -70,7 +70,8 @@ STACKS = (
     Stack("vit.encoder.layer.", ("vit.embeddings.",), ("vit.layernorm.", "vit.pooler.", "classifier.")),
 )
 
-_NUMBERED = re.compile(r"(\d+)\.")
+_BY_PREFIX = {stack.prefix: stack for stack in STACKS}
+_LAYER = re.compile(r"(\D*?)(\d+)\.")
 
 
 def positions(names: Iterable[str]) -> Mapping[str, Position]:
@@ -79,11 +80,11 @@ def positions(names: Iterable[str]) -> Mapping[str, Position]:
     layer_of: dict[str, tuple[Stack, int]] = {}
     counts: dict[Stack, int] = {}
     for name in names:
-        fitting = [stack for stack in STACKS if name.startswith(stack.prefix)]
-        for stack in sorted(fitting, key=lambda stack: -len(stack.prefix))[:1]:
-            if number := _NUMBERED.match(name, len(stack.prefix)):
-                layer_of[name] = stack, int(number[1])
-                counts[stack] = max(counts.get(stack, 0), int(number[1]) + 1)
+        found_at = _LAYER.match(name)
+        if found_at is not None and (stack := _BY_PREFIX.get(found_at[1])) is not None:
+            number = int(found_at[2])
+            layer_of[name] = stack, number
+            counts[stack] = max(counts.get(stack, 0), number + 1)
     found = {name: Position("layer", index, counts[stack]) for name, (stack, index) in layer_of.items()}
     for name in names:
         if name not in found and (around := _around(name, counts)):

@@ -20,8 +20,6 @@ from surgeon.planning.step import Key, Step, Target, below
 from surgeon.space.kernels import kernel_named
 from surgeon.store.header import Stored
 
-Signature = tuple[Any, ...]
-
 #: Elements of the block that a dry run computes.
 _SMALL = 1 << 18
 
@@ -117,13 +115,3 @@ def _holds_much(steps: Mapping[Key, Step], key: Key) -> bool:
         if max([step.spec.count] if whole else held, default=0) > 16 * _SMALL:
             return True
     return False
-
-
-def signature(steps: Mapping[Key, Step], key: Key, known: dict[Key, Signature]) -> Signature:
-    """What tells whether two values cost the same: kernels, shapes, dtypes and settings other than numbers."""
-    if key not in known:
-        step = steps[key]
-        words = tuple((name, value) for name, value in step.settings if isinstance(value, str | bool))
-        needs = tuple((need.whole, signature(steps, need.key, known)) for need in step.inputs)
-        known[key] = (step.kernel, step.spec.shape, step.spec.dtype, words, needs)
-    return known[key]

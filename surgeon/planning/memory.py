@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from surgeon.errors import BudgetError
-from surgeon.planning.dryrun import Signature, live_bytes, signature
-from surgeon.planning.evaluation import rounds
+from surgeon.planning.dryrun import live_bytes
+from surgeon.planning.kinds import Kinds
 from surgeon.planning.options import USUAL_BUDGET, Options, free_memory, resident_now
-from surgeon.planning.step import Key, Step, Target, below
+from surgeon.planning.spanning import spanning
+from surgeon.planning.step import Target
 from surgeon.tensors import human_bytes
 
 #: What a worker holds besides a block's values: read and write buffers, the allocator's slack, Python objects.
@@ -17,17 +17,15 @@ _WORKER = 16_000_000
 _SLACK = 1.25
 
 
-def fit(
-    steps: Mapping[Key, Step], targets: tuple[Target, ...], options: Options
-) -> tuple[tuple[Target, ...], int, int]:
+def fit(kinds: Kinds, targets: tuple[Target, ...], options: Options) -> tuple[tuple[Target, ...], int, int]:
     """Decide for each tensor whether its inputs are held or read again, and how many workers fit.
 
     Returns the targets, the number of workers and the peak in bytes of anonymous memory. A tensor that does not fit
     with one worker is a BudgetError that names it.
     """
-    base = resident_now()
+    base = resident_now() + spanning_bytes(kinds, targets)
     budget = options.memory if options.memory is not None else max(USUAL_BUDGET, free_memory() // 2)
-    needs = streamed_bytes(steps, targets, options)
+    needs = streamed_bytes(kinds, targets, options)
     _refuse(targets, needs, base, budget)
     aim = min(budget, USUAL_BUDGET)
     workers = options.workers
@@ -36,31 +34,41 @@ def fit(
     room = (aim - base) // workers
     decided, held = [], []
     for target, need in zip(targets, needs, strict=True):
-        raw = _input_bytes(steps, target)
-        resident = target.action == "compute" and rounds(steps, target.key) > 1 and need + raw <= room
-        decided.append(replace(target, resident=resident, reads=raw if resident else target.reads))
-        held.append(need + raw if resident else need)
+        kind = kinds.of(target.key)
+        if target.action == "compute" and kind.looks > 1 and need + kind.input_bytes <= room:
+            decided.append(replace(target, resident=True, reads=kind.input_bytes))
+            held.append(need + kind.input_bytes)
+        else:
+            decided.append(target)
+            held.append(need)
     return tuple(decided), workers, base + _peak(held, workers)
 
 
-def streamed_bytes(steps: Mapping[Key, Step], targets: tuple[Target, ...], options: Options) -> list[int]:
+def streamed_bytes(kinds: Kinds, targets: tuple[Target, ...], options: Options) -> list[int]:
     """What one worker holds for each target when its inputs are streamed; each distinct kind is dry-run once."""
-    signatures: dict[Key, Signature] = {}
-    costs: dict[tuple[Signature, str], int] = {}
+    costs: dict[tuple[int, str], int] = {}
     needs = []
     for target in targets:
         if target.action == "copy":
             needs.append(_WORKER)
             continue
-        kind = signature(steps, target.key, signatures), target.spec.dtype
+        kind = kinds.number(target.key), target.spec.dtype
         if kind not in costs:
-            costs[kind] = int(live_bytes(steps, target, options.block_elements) * _SLACK)
+            costs[kind] = int(live_bytes(kinds.steps, target, options.block_elements) * _SLACK)
         needs.append(_WORKER + costs[kind])
     return needs
 
 
-def _input_bytes(steps: Mapping[Key, Step], target: Target) -> int:
-    return sum(step.stored.spec.nbytes for step in below(steps, target.key) if step.stored is not None)
+def spanning_bytes(kinds: Kinds, targets: tuple[Target, ...]) -> int:
+    """What the statistics that span the model hold at most, one node after another."""
+    if not any(target.action == "compute" and kinds.of(target.key).spans for target in targets):
+        return 0
+    peak = 0
+    for members in spanning(kinds.steps, targets).values():
+        _, first, statistic = members[0]
+        counts = [step.spec.count for _, step, _ in members]
+        peak = max(peak, statistic.scratch(len(first.inputs), sum(counts), max(counts), len(counts)))
+    return peak
 
 
 def _peak(needs: list[int], workers: int) -> int:

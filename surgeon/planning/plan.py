@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from surgeon.anatomy.stacks import positions
 from surgeon.errors import MismatchError, RefusedError
-from surgeon.planning.evaluation import rounds
 from surgeon.planning.graph import Graph
+from surgeon.planning.kinds import Kinds
 from surgeon.planning.options import Options
 from surgeon.planning.patterns import check_patterns
 from surgeon.planning.resolve import Node, Resolver, check_mass
 from surgeon.planning.side_files import files_model
 from surgeon.planning.sources import Sources, open_sources
 from surgeon.planning.spanning import check_spanning
-from surgeon.planning.step import Key, Step, Target, below
+from surgeon.planning.step import Steps, Target
 from surgeon.space.expr import Model
 from surgeon.space.output import Recipe
 from surgeon.space.select import matches
@@ -34,7 +34,7 @@ class Plan:
     recipe: Recipe
     options: Options
     sources: Sources
-    steps: Mapping[Key, Step]
+    steps: Steps
     targets: tuple[Target, ...]
     dropped: tuple[str, ...]
     layout: Layout
@@ -96,6 +96,7 @@ def _build(recipe: Recipe, options: Options) -> Plan:
     check_mass(root, wanted=(1,), origin=recipe.expr.origin)
     giver = files_model(recipe, sources)
     graph = Graph(positions(root.table))
+    kinds = Kinds(graph.steps)
     check_patterns(recipe.expr, root.table)
     if recipe.output.rounding != "nearest":
         raise RefusedError(
@@ -103,14 +104,14 @@ def _build(recipe: Recipe, options: Options) -> Plan:
         )
     dropped = _dropped(recipe, root)
     targets = tuple(
-        _target(root, name, graph, recipe.output.dtype, giver) for name in root.table if name not in dropped
+        _target(root, name, graph, kinds, recipe.output.dtype, giver) for name in root.table if name not in dropped
     )
-    _refuse_quantised(targets, graph.steps, sources)
-    check_spanning(graph.steps, targets)
+    _refuse_quantised(targets, kinds, sources)
+    if any(target.action == "compute" and kinds.of(target.key).spans for target in targets):
+        check_spanning(graph.steps, targets)
     source_map = giver.shard_of if recipe.output.shard_size is None else None
     layout = lay_out({target.name: target.spec for target in targets}, source_map, recipe.output.shard_size)
-    targets = tuple(replace(target, reads=_reads(graph.steps, target)) for target in targets)
-    targets, workers, peak = fit(graph.steps, targets, options)
+    targets, workers, peak = fit(kinds, targets, options)
     return Plan(
         recipe,
         options,
@@ -126,7 +127,7 @@ def _build(recipe: Recipe, options: Options) -> Plan:
     )
 
 
-def _target(root: Node, name: str, graph: Graph, dtype: str | None, giver: Checkpoint) -> Target:
+def _target(root: Node, name: str, graph: Graph, kinds: Kinds, dtype: str | None, giver: Checkpoint) -> Target:
     key = graph.key(root, name)
     assert key is not None
     step = graph.steps[key]
@@ -135,25 +136,17 @@ def _target(root: Node, name: str, graph: Graph, dtype: str | None, giver: Check
     if step.kernel == "same":
         first, *others = (graph.steps[need.key].stored for need in step.inputs)
         assert first is not None
-        return Target(name, first.spec, key, "copy", "equal in all", first, tuple(o for o in others if o))
+        equal = tuple(other for other in others if other is not None)
+        reads = first.spec.nbytes * (1 + len(equal))
+        return Target(name, first.spec, key, "copy", "equal in all", first, equal, reads=reads)
     if step.kernel == "load" and step.stored is not None and step.stored.spec.dtype == spec.dtype:
-        return Target(name, spec, key, "copy", "unchanged", step.stored)
+        return Target(name, spec, key, "copy", "unchanged", step.stored, reads=spec.nbytes)
     if not spec.count:
-        empty = next(s.stored for s in below(graph.steps, key) if s.stored is not None and not s.spec.count)
+        empty = next(s.stored for s in graph.steps.below(key) if s.stored is not None and not s.spec.count)
         return Target(name, spec, key, "copy", "empty", empty)
-    reason = "cast" if step.kernel == "load" else _reason(graph.steps, step)
-    return Target(name, spec, key, "compute", reason)
-
-
-def _reason(steps: Mapping[Key, Step], step: Step) -> str:
-    kernels = [s.kernel.removeprefix("merge:") for s in below(steps, step.key) if s.kernel not in ("load", "zeros")]
-    words = {"low_rank": "adapter", "dora": "DoRA adapter", "combine": "combine"}
-    return " → ".join(dict.fromkeys(words.get(kernel, kernel) for kernel in kernels))
-
-
-def _reads(steps: Mapping[Key, Step], target: Target) -> int:
-    stored = sum(step.stored.spec.nbytes for step in below(steps, target.key) if step.stored is not None)
-    return stored if target.action == "copy" else stored * rounds(steps, target.key)
+    kind = kinds.of(key)
+    reason = "cast" if step.kernel == "load" else kind.reason
+    return Target(name, spec, key, "compute", reason, reads=kind.input_bytes * kind.looks)
 
 
 def _dropped(recipe: Recipe, root: Node) -> tuple[str, ...]:
@@ -163,7 +156,7 @@ def _dropped(recipe: Recipe, root: Node) -> tuple[str, ...]:
     return tuple(name for name in root.table if any(matches(pattern, name) for pattern in recipe.output.drop))
 
 
-def _refuse_quantised(targets: tuple[Target, ...], steps: Mapping[Key, Step], sources: Sources) -> None:
+def _refuse_quantised(targets: tuple[Target, ...], kinds: Kinds, sources: Sources) -> None:
     computed = [target for target in targets if target.action == "compute"]
     if not computed:
         return
@@ -175,15 +168,14 @@ def _refuse_quantised(targets: tuple[Target, ...], steps: Mapping[Key, Step], so
                 origin=model.origin,
                 hint="use the model in bf16 or fp32: arithmetic on quantised weights is not done",
             )
-    packed = [f"{s.key.tensor} {s.spec}" for t in computed for s in below(steps, t.key) if _packed(s)]
-    if packed:
-        raise MismatchError(
-            f"arithmetic needs F16, BF16, F32 or F64 tensors; found {', '.join(packed[:5])}", hint="dequantise it first"
-        )
-
-
-def _packed(step: Step) -> bool:
-    return step.stored is not None and not step.stored.spec.is_float
+    for target in computed:
+        kind = kinds.of(target.key)
+        if kind.packed:
+            found = next(step for step in kind.below if step.stored is not None and not step.stored.spec.is_float)
+            raise MismatchError(
+                f"arithmetic needs F16, BF16, F32 or F64 tensors; {target.name} would be made from {found.spec}",
+                hint="dequantise it first",
+            )
 
 
 def _warnings(targets: tuple[Target, ...], sources: Sources) -> tuple[str, ...]:

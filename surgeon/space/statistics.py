@@ -40,8 +40,8 @@ class Statistic(ABC):
         """Whether the next round needs the block at this place, of `count` elements."""
         return True
 
-    def scratch(self, models: int, count: int, block: int) -> int:
-        """Bytes it needs at most beside the operand, for tensors of `count` elements in blocks of `block`."""
+    def scratch(self, models: int, count: int, block: int, tensors: int = 1) -> int:
+        """Bytes it needs at most beside the operand, for `count` elements in so many tensors, in blocks of `block`."""
         return 16 * models * block
 
     @abstractmethod
@@ -128,11 +128,38 @@ class _Search:
     bits: tuple[int, ...]
     last: tuple[Place, ...]
     ties: tuple[tuple[Place, int] | None, ...]
+    span: int
+    """Elements whose lower bits are counted together; the last tie is then looked for in one span only."""
 
 
 _NOWHERE = (1 << 62, 0)
-_SPAN = 1 << 20
-"""Elements whose lower bits are counted together; the last tie is then looked for in one span only."""
+
+
+def _span(model: bool) -> int:
+    return 1 << (24 if model else 20)
+
+
+@dataclass(frozen=True)
+class _Tally:
+    """How often each of some 16-bit numbers was seen."""
+
+    values: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, seen: np.ndarray) -> _Tally:
+        """Count numbers."""
+        values, counts = np.unique(seen.astype(np.uint16), return_counts=True)
+        return cls(values, counts.astype(np.int32))
+
+    def __add__(self, other: _Tally) -> _Tally:
+        values, place = np.unique(np.concatenate([self.values, other.values]), return_inverse=True)
+        counts = np.bincount(place, weights=np.concatenate([self.counts, other.counts]), minlength=len(values))
+        return _Tally(values, counts.astype(np.int32))
+
+    def times(self, value: int) -> int:
+        """How often one number was seen."""
+        return int(self.counts[self.values == value].sum())
 
 
 @dataclass(frozen=True)
@@ -155,26 +182,28 @@ class KthMagnitude(Statistic):
         return settings.get("over", "tensor")
 
     @override
-    def scratch(self, models: int, count: int, block: int) -> int:
-        return 16 * block + models * ((1 << 18) * (count // _SPAN + 2) + 8 * min(_SPAN, count))
+    def scratch(self, models: int, count: int, block: int, tensors: int = 1) -> int:
+        spans = count // _span(tensors > 1) + 2 * tensors
+        return 16 * block + models * (6 * min(spans << 16, count) + (1 << 20) + 8 * min(_span(tensors > 1), count))
 
     @override
     def begin(self, models: int, count: int, settings: Mapping[str, Any]) -> _Search:
         shares = [float(share) for share in settings[self.density]]
         keep = tuple(count if share >= 1 else max(1, int(share * count)) for share in shares)
         bits = tuple(_ALL if share >= 1 or not count else 0 for share in shares)
-        return _Search(0, keep, (0,) * models, bits, (_NOWHERE,) * models, (None,) * models)
+        span = _span(self.over(settings) == "model")
+        return _Search(0, keep, (0,) * models, bits, (_NOWHERE,) * models, (None,) * models, span)
 
     @override
     def wanted(self, known: _Search, place: Place, count: int) -> bool:
         if known.step < 2:
             return any(bits != _ALL for bits in known.bits)
-        spans = {(place[0], span) for span in range(place[1] // _SPAN, -(-(place[1] + count) // _SPAN))}
+        spans = {(place[0], span) for span in range(place[1] // known.span, -(-(place[1] + count) // known.span))}
         return any(tie is not None and tie[0] in spans for tie in known.ties)
 
     @override
-    def observe(self, known: _Search, values: Tensor, place: Place) -> dict[tuple[int, Place], np.ndarray]:
-        seen: dict[tuple[int, Place], np.ndarray] = {}
+    def observe(self, known: _Search, values: Tensor, place: Place) -> dict[tuple[int, Place], Any]:
+        seen: dict[tuple[int, Place], Any] = {}
         for model, row in enumerate(values):
             if known.bits[model] != _ALL:
                 bits = row.abs().float().view(torch.int32).cpu().numpy()
@@ -187,7 +216,7 @@ class KthMagnitude(Statistic):
             if key not in partials:
                 partials[key] = found
             elif known.step < 2:
-                partials[key] += found
+                partials[key] = partials[key] + found
             else:
                 partials[key] = np.concatenate([partials[key], found])
 
@@ -200,7 +229,7 @@ class KthMagnitude(Statistic):
             }
             before = (known.keep[model], known.bins[model], bits, known.last[model], known.ties[model])
             found.append(_CONCLUDE[known.step](before, own) if own else before)
-        return _Search(known.step + 1, *(tuple(column) for column in zip(*found, strict=True)))
+        return _Search(known.step + 1, *(tuple(column) for column in zip(*found, strict=True)), span=known.span)
 
     @override
     def at(self, known: _Search, place: Place) -> Cut:
@@ -209,18 +238,17 @@ class KthMagnitude(Statistic):
         return Cut(known.bits, last, start)
 
 
-def _look(known: _Search, model: int, bits: np.ndarray, place: Place) -> Iterator[tuple[Place, np.ndarray]]:
+def _look(known: _Search, model: int, bits: np.ndarray, place: Place) -> Iterator[tuple[Place, np.ndarray | _Tally]]:
     """What a round wants to know of a block's bits: for the whole statistic, or by span."""
     tensor, start = place
     if known.step == 0:
         yield (0, 0), np.bincount(bits >> 16, minlength=1 << 15)
         return
-    for span in range(start // _SPAN, -(-(start + len(bits)) // _SPAN)):
-        low = max(span * _SPAN - start, 0)
-        part = bits[low : (span + 1) * _SPAN - start]
+    for span in range(start // known.span, -(-(start + len(bits)) // known.span)):
+        low = max(span * known.span - start, 0)
+        part = bits[low : (span + 1) * known.span - start]
         if known.step == 1:
-            inside = part[(part >> 16) == known.bins[model]] & 0xFFFF
-            yield (tensor, span), np.bincount(inside, minlength=1 << 16).astype(np.int32)
+            yield (tensor, span), _Tally.of(part[(part >> 16) == known.bins[model]] & 0xFFFF)
         elif known.ties[model] is not None and known.ties[model][0] == (tensor, span):  # type: ignore[index]
             yield (tensor, span), np.flatnonzero(part == known.bits[model]) + (start + low)
 
@@ -242,16 +270,19 @@ def _conclude_upper(before: _Found, seen: Mapping[Place, np.ndarray]) -> _Found:
     return keep, upper, bits, last, ties
 
 
-def _conclude_lower(before: _Found, seen: Mapping[Place, np.ndarray]) -> _Found:
+def _conclude_lower(before: _Found, seen: Mapping[Place, _Tally]) -> _Found:
     keep, upper, _, last, _ = before
-    lower, left = _from_top(np.asarray(np.sum(list(seen.values()), axis=0, dtype=np.int64)), keep)
+    counts = np.zeros(1 << 16, dtype=np.int64)
+    for tally in seen.values():
+        counts[tally.values] += tally.counts
+    lower, left = _from_top(counts, keep)
     bits = upper << 16 | lower
-    if left == sum(int(counts[lower]) for counts in seen.values()):
+    if left == counts[lower]:
         return left, upper, bits, last, None
-    for span, counts in seen.items():
-        if left <= int(counts[lower]):
+    for span, tally in seen.items():
+        if left <= tally.times(lower):
             return left, upper, bits, last, (span, left)
-        left -= int(counts[lower])
+        left -= tally.times(lower)
     raise AssertionError("fewer ties than were counted")
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import surgeon
 from surgeon.testing.toys import read_checkpoint
@@ -80,6 +81,21 @@ def test_tied_llama_embedding(tmp_path):
 
 def test_untied_gpt2_head_beside_conv1d(tmp_path):
     check(tmp_path, make(tmp_path, gpt2(tied=False), target_modules=["c_proj", "lm_head"], fan_in_fan_out=True), 5)
+
+
+@pytest.mark.parametrize("feature", ["bias all", "bias lora_only"])
+@pytest.mark.parametrize(("build", "features"), [(lambda: llama(bias=True), LLAMA), (gpt2, GPT2)])
+def test_biases_in_the_older_spelling(tmp_path, build, features, feature):
+    """PEFT once had no base_layer in its names."""
+
+    def respell(folder):
+        path = folder / "adapter_model.safetensors"
+        tensors = load_file(path)
+        assert any("base_layer.bias" in name for name in tensors)
+        save_file({name.replace("base_layer.bias", "bias"): tensor for name, tensor in tensors.items()}, path)
+
+    config, changes = features[feature]
+    check(tmp_path, make(tmp_path, build(), respell, **config), changes)
 
 
 def bare(model):

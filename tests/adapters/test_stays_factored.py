@@ -58,7 +58,7 @@ def test_memory_grows_by_the_factors_alone(tmp_path, kind):
     held = [live_bytes(plan.steps, plan.targets[0], plan.options.block_elements) for plan in (small, large)]
     factors = [4 * RANK * (rows + WIDTH) for rows in (50_000, 1_000_000)]
     assert held[1] - held[0] <= 2 * (factors[1] - factors[0])
-    assert large.targets[0].spec.nbytes > 4e9 and held[1] < 100e6 and large.peak < 600e6
+    assert large.targets[0].spec.nbytes > 4e9 and held[1] < 100e6
 
 
 @pytest.mark.parametrize("kind", KINDS)

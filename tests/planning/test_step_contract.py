@@ -203,7 +203,7 @@ def test_the_gain_counts_once_in_a_threshold_over_the_model(merged: Expr):
 def test_the_plan_names_the_edit_counts_its_reads_and_its_tier(merged: Expr):
     plan = build(Recipe(Ablate(merged)))
     target = next(target for target in plan.targets if target.name == WRITER)
-    assert target.reason.startswith("ties → edit")
+    assert target.reason.startswith("ties → ablate")
     assert plan.tier == "B"
     streamed = build(Recipe(Ablate(merged)), Options(memory=plan.peak, threads=1))
     assert streamed.peak <= plan.peak
