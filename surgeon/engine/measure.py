@@ -40,10 +40,12 @@ def observe(
     """One round over one tensor."""
     for start, stop in pieces(step, block):
         place = step.number, start
-        if statistic.wanted(known, place, stop - start):
-            seen = evaluator.observe(step, start, stop)
+        wanted = statistic.wanted(known, place, stop - start)
+        if wanted:
+            whole = kernel_named(step.kernel).blocks != "elements"
+            seen = evaluator.observe(step, start, stop if whole else start + wanted)
             statistic.collect(known, partials, place, statistic.observe(known, seen, place))
-        tick(stop - start)
+        tick(wanted)
 
 
 def measure_model(

@@ -13,7 +13,7 @@ from torch import Tensor
 from surgeon.planning.evaluation import Evaluator, measured
 from surgeon.planning.step import Key
 from surgeon.space.kernels import kernel_named
-from surgeon.space.statistics import KthMagnitude
+from surgeon.space.magnitude import KthMagnitude
 
 _ALL_TIES, _NO_TIES = (1 << 62, 0), (-1, 0)
 _MOST = 5
@@ -63,12 +63,16 @@ def _other_votes(evaluator: Evaluator, key: Key, start: int, stop: int, near: fl
 
 
 def _variants(known: Any, near: float) -> Iterator[Any]:
-    models = len(known.bits)
+    models = len(known.models)
     ways = product((True, False), repeat=models) if models <= _MOST else [(True,) * models, (False,) * models]
     for way in ways:
-        bits = tuple(_moved(own, 1 - near if keep else 1 + near) for own, keep in zip(known.bits, way, strict=True))
-        last = tuple(_ALL_TIES if keep else _NO_TIES for keep in way)
-        yield replace(known, bits=bits, last=last)
+        yield replace(known, models=tuple(map(_pushed, known.models, way, [near] * models)))
+
+
+def _pushed(model: Any, keep: bool, near: float) -> Any:
+    """One model's selection with all that is near its threshold kept, or dropped."""
+    bits = _moved(model.bits, 1 - near if keep else 1 + near)
+    return replace(model, bits=bits, last=_ALL_TIES if keep else _NO_TIES)
 
 
 def _moved(bits: int, factor: float) -> int:

@@ -11,7 +11,7 @@ from surgeon.measuring.fit import Strength
 from surgeon.measuring.rounding import cast
 from surgeon.planning.evaluation import measured
 from surgeon.space.kernels import kernel_named
-from surgeon.space.statistics import KthMagnitude
+from surgeon.space.magnitude import KthMagnitude
 from surgeon.tensors import FLOATS
 
 NOT_APPLIED = "not applied: equals what the recipe starts from"

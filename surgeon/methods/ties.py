@@ -5,10 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from surgeon.space.magnitude import Cut, kth_magnitude
 from surgeon.space.method import merge_method
 from surgeon.space.numeric import column, sign_of, total
 from surgeon.space.parameters import PerModel, TaskVectors, each
-from surgeon.space.statistics import Cut, kth_magnitude
 
 
 @merge_method(blocks="elements", ranges={"density": "(0, 1]"})

@@ -136,7 +136,7 @@ def measured(steps: Mapping[Key, Step], key: Key) -> tuple[Step, ...]:
 def rounds(steps: Mapping[Key, Step], key: Key) -> int:
     """How often the inputs of a value are read, worst case: once per round of statistics and once to compute."""
     looks = (
-        sum(statistic.rounds for statistic in kernel_named(step.kernel).statistics.values())
+        sum(statistic.reads for statistic in kernel_named(step.kernel).statistics.values())
         for step in measured(steps, key)
     )
     return 1 + sum(looks)

@@ -69,9 +69,11 @@ class Kinds:
         """The number of a value's kind."""
         if key not in self._of:
             step = self.steps[key]
-            words = tuple(pair for pair in step.settings if isinstance(pair[1], str | bool))
-            needs = tuple((need.whole, self.number(need.key)) for need in step.inputs)
-            about = (step.kernel, step.spec, words, needs, len(self.steps.below(key)))
+            about: tuple[Any, ...] = (step.kernel, step.spec.dtype, step.spec.shape)
+            if step.inputs:
+                words = tuple([pair for pair in step.settings if isinstance(pair[1], (str, bool))])
+                needs = tuple([(need.whole, self.number(need.key)) for need in step.inputs])
+                about = (*about, words, needs, len(self.steps.below(key)))
             number = self._numbers.setdefault(about, len(self._kinds))
             if number == len(self._kinds):
                 self._kinds.append(Kind(self.steps, key))

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from surgeon.space.coefficient import Coefficient, decimal
 from surgeon.space.kernels import kernel_named, register_kernels
+from surgeon.space.magnitude import kth_magnitude
 from surgeon.space.method import merge_method
 from surgeon.space.noise import Noise
 from surgeon.space.numeric import chunk_sums, sign_of, total, tree_sum
 from surgeon.space.parameters import Models, TaskVectors
 from surgeon.space.schedule import Layers
-from surgeon.space.statistics import inner_products, kth_magnitude
+from surgeon.space.statistics import inner_products
 
 few = settings(max_examples=60, deadline=None)
 
@@ -81,8 +82,9 @@ def test_the_cut_in_blocks_is_the_cut_of_the_whole(block: int):
         partials: dict = {}
         for start in reversed(starts):
             place = (0, start)
-            if statistic.wanted(known, place, min(block, values.shape[1] - start)):
-                seen = statistic.observe(known, values[:, start : start + block], place)
+            wanted = statistic.wanted(known, place, min(block, values.shape[1] - start))
+            if wanted:
+                seen = statistic.observe(known, values[:, start : start + wanted], place)
                 statistic.collect(known, partials, place, seen)
         known = statistic.conclude(known, partials)
     pieces = [statistic.at(known, (0, start)).trim(values[:, start : start + block]) for start in starts]

@@ -1,0 +1,264 @@
+"""The k-th largest magnitude of a tensor, without sorting it and without holding it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from surgeon.space.numeric import CHUNK
+from surgeon.space.statistics import Place, Statistic
+
+_ALL = -1
+"""A threshold below every magnitude's bits: all entries are kept."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which entries of a block survive a selection by magnitude: those above, and equal ones up to a flat index."""
+
+    bits: tuple[int, ...]
+    last: tuple[int, ...]
+    start: int
+
+    def trim(self, values: Tensor) -> Tensor:
+        """The values, [model, …], with all but the k largest magnitudes of each model set to zero."""
+        flat = values.reshape(len(values), -1)
+        trimmed = torch.empty_like(flat)
+        for row, own, bits, last in zip(flat, trimmed, self.bits, self.last, strict=True):
+            if bits == _ALL:
+                own.copy_(row)
+                continue
+            ties = min(max(last + 1 - self.start, 0), row.numel())
+            _shrink(row[:ties], own[:ties], bits - 1)
+            _shrink(row[ties:], own[ties:], bits)
+        return trimmed.reshape(values.shape)
+
+
+def _shrink(values: Tensor, out: Tensor, bits: int) -> None:
+    """Keep what is larger in magnitude than the float of these bits."""
+    if bits < 0:
+        out.copy_(values)
+    elif values.numel():
+        threshold = float(np.int32(bits).view(np.float32))
+        if values.dtype == torch.float64:
+            # Magnitudes are compared as float32, as they were counted.
+            kept = torch.nn.functional.hardshrink(values.float(), threshold) != 0
+            out.copy_(torch.where(kept, values, 0.0))
+        else:
+            torch.ops.aten.hardshrink.out(values, threshold, out=out)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What is known of one model: about which bin the threshold lies in, its bits once found, where its last tie is.
+
+    `keep` entries of `count` survive. `tie` says in which span the last one kept is, and how many of that span's are.
+    """
+
+    keep: int
+    count: int
+    bits: int
+    bin: int = 0
+    found: bool = False
+    last: Place = (1 << 62, 0)
+    tie: tuple[Place, int] | None = None
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The state of a selection before round `step`; lower bits are counted together over `span` elements."""
+
+    step: int
+    models: tuple[_Model, ...]
+    span: int
+
+
+@dataclass(frozen=True)
+class _Tally:
+    """How many entries lie above a window of bins, and how often each number inside it was seen."""
+
+    above: int
+    values: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, bits: np.ndarray, window: tuple[int, int]) -> _Tally:
+        """Count a block's bits."""
+        low, high = window
+        values, counts = np.unique(bits[(bits >= low) & (bits < high)], return_counts=True)
+        return cls(int(np.count_nonzero(bits >= high)), values, counts.astype(np.int32))
+
+    def __add__(self, other: _Tally) -> _Tally:
+        values, place = np.unique(np.concatenate([self.values, other.values]), return_inverse=True)
+        counts = np.bincount(place, weights=np.concatenate([self.counts, other.counts]), minlength=len(values))
+        return _Tally(self.above + other.above, values, counts.astype(np.int32))
+
+    def times(self, value: int) -> int:
+        """How often one number was seen."""
+        return int(self.counts[self.values == value].sum())
+
+
+#: Of every block, the first of so many parts is sampled; the threshold then lies within a bin of the guess or two.
+_SAMPLED = 16
+
+
+@dataclass(frozen=True)
+class KthMagnitude(Statistic):
+    """The k-th largest magnitude, k = max(1, ⌊density · n⌋), and the flat index of the last entry kept at it.
+
+    A selection on the bits, not a sort: the order of non-negative floats is that of their bits. A sample guesses the
+    upper 16 bits of the threshold (round 0); one look at everything counts what lies above three such bins and tells
+    apart what lies in them (round 1), which proves the guess; if it was wrong, everything is counted (round 2) and
+    looked at again (round 3). The last round finds the place of the last tie, in one span.
+    """
+
+    density: str = "density"
+
+    @property
+    @override
+    def rounds(self) -> int:
+        return 5
+
+    @property
+    @override
+    def reads(self) -> int:
+        return 1
+
+    @override
+    def over(self, settings: Mapping[str, Any]) -> str:
+        return settings.get("over", "tensor")
+
+    @override
+    def scratch(self, models: int, count: int, block: int, tensors: int = 1) -> int:
+        span = _span(count)
+        spans = count // span + 2 * tensors
+        return 16 * block + models * (8 * min(spans * (3 << 16), count) + (1 << 20) + 8 * min(span, count))
+
+    @override
+    def begin(self, models: int, count: int, settings: Mapping[str, Any]) -> _Search:
+        shares = [float(share) for share in settings[self.density]]
+        known = [
+            _Model(count, count, _ALL, found=True)
+            if share >= 1 or not count
+            else _Model(max(1, int(share * count)), count, 0)
+            for share in shares
+        ]
+        return _Search(0, tuple(known), _span(count))
+
+    @override
+    def wanted(self, known: _Search, place: Place, count: int) -> int:
+        if known.step == 4:
+            spans = {(place[0], span) for span in range(place[1] // known.span, -(-(place[1] + count) // known.span))}
+            return count if any(model.tie is not None and model.tie[0] in spans for model in known.models) else 0
+        if all(model.found for model in known.models):
+            return 0
+        return count if known.step else min(count, max(count // _SAMPLED // CHUNK, 1) * CHUNK)
+
+    @override
+    def observe(self, known: _Search, values: Tensor, place: Place) -> dict[tuple[int, Place], Any]:
+        seen: dict[tuple[int, Place], Any] = {}
+        for number, (row, model) in enumerate(zip(values, known.models, strict=True)):
+            if model.tie is not None if known.step == 4 else not model.found:
+                bits = row.abs().float().view(torch.int32).cpu().numpy()
+                seen |= {(number, at): found for at, found in _look(known, model, bits, place)}
+        return seen
+
+    @override
+    def collect(self, known: _Search, partials: dict[Any, Any], place: Place, partial: Any) -> None:
+        for key, found in partial.items():
+            if key not in partials:
+                partials[key] = found
+            elif known.step < 4:
+                partials[key] = partials[key] + found
+            else:
+                partials[key] = np.concatenate([partials[key], found])
+
+    @override
+    def conclude(self, known: _Search, partials: Mapping[Any, Any]) -> _Search:
+        models = []
+        for number, model in enumerate(known.models):
+            own = {at: seen for (of, at), seen in sorted(partials.items(), key=lambda item: item[0]) if of == number}
+            models.append(_CONCLUDE[known.step](model, own) if own else model)
+        return _Search(known.step + 1, tuple(models), known.span)
+
+    @override
+    def at(self, known: _Search, place: Place) -> Cut:
+        tensor, start = place
+        places = [model.last for model in known.models]
+        last = tuple(index if own == tensor else (1 << 62 if own > tensor else -1) for own, index in places)
+        return Cut(tuple(model.bits for model in known.models), last, start)
+
+
+def _span(count: int) -> int:
+    """At most 32 or so, so that what is kept for each is bounded."""
+    return 1 << max(21, (count >> 5).bit_length())
+
+
+def _window(model: _Model) -> tuple[int, int]:
+    return max(model.bin - 1, 0) << 16, (model.bin + 2) << 16
+
+
+def _look(known: _Search, model: _Model, bits: np.ndarray, place: Place) -> Iterator[tuple[Place, np.ndarray | _Tally]]:
+    """What a round wants to know of a block's bits: for the whole statistic, or by span."""
+    tensor, start = place
+    if known.step in (0, 2):
+        yield (0, 0), np.bincount(bits >> 16, minlength=1 << 15)
+        return
+    for span in range(start // known.span, -(-(start + len(bits)) // known.span)):
+        low = max(span * known.span - start, 0)
+        part = bits[low : (span + 1) * known.span - start]
+        if known.step < 4:
+            yield (tensor, span), _Tally.of(part, _window(model))
+        elif model.tie is not None and model.tie[0] == (tensor, span):
+            yield (tensor, span), np.flatnonzero(part == model.bits) + (start + low)
+
+
+def _guess(model: _Model, seen: Mapping[Place, np.ndarray]) -> _Model:
+    """The bin the threshold lies in, by the share of entries above; exact when all were counted."""
+    counts = seen[0, 0]
+    above = np.cumsum(counts[::-1])
+    wanted = max(1, model.keep * int(above[-1]) // model.count)
+    return replace(model, bin=len(counts) - 1 - int(np.searchsorted(above, wanted)))
+
+
+def _prove(model: _Model, seen: Mapping[Place, _Tally]) -> _Model:
+    """The threshold's bits, if it lies in the window, and where the last of the entries equal to it is."""
+    left = model.keep - sum(tally.above for tally in seen.values())
+    whole = functools.reduce(_Tally.__add__, seen.values())
+    below = np.cumsum(whole.counts[::-1].astype(np.int64))
+    if not len(below) or not 0 < left <= below[-1]:
+        return model
+    at = int(np.searchsorted(below, left))
+    bits = int(whole.values[len(below) - 1 - at])
+    left -= int(below[at - 1]) if at else 0
+    tie: tuple[Place, int] | None = None
+    if left < whole.times(bits):
+        for span, tally in seen.items():
+            if left <= tally.times(bits):
+                tie = span, left
+                break
+            left -= tally.times(bits)
+    return replace(model, bits=bits, found=True, tie=tie)
+
+
+def _locate(model: _Model, seen: Mapping[Place, np.ndarray]) -> _Model:
+    """The flat index of the last entry kept at the threshold."""
+    if model.tie is None:
+        return model
+    span, count = model.tie
+    return replace(model, last=(span[0], int(np.sort(seen[span])[count - 1])), tie=None)
+
+
+_CONCLUDE = (_guess, _prove, _guess, _prove, _locate)
+
+
+def kth_magnitude(density: str) -> Any:
+    """The default of a `Cut` argument: the selection of each model's largest magnitudes at the setting `density`."""
+    return KthMagnitude(density)
