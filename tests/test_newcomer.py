@@ -191,6 +191,10 @@ def test_a_method_takes_an_artifact(package: Path, models: dict[str, Path], tmp_
     base, tuned = (read_checkpoint(models[name])["model.layers.0.w"].float() for name in "ab")
     expected = base + (tuned - base) * factor
     assert torch.equal(read_checkpoint(tmp_path / "out")["model.layers.0.w"], expected.bfloat16())
+    assert surgeon.load_recipe(tmp_path / "out/surgeon/recipe.yaml").expr == surgeon.merge(
+        "our-methods/damped", [b], base_model=a, damping=damping
+    )
+    assert surgeon.verify(tmp_path / "out").exit_code == 0
     (tmp_path / "damping.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     with pytest.raises(surgeon.RefusedError, match="not an artifact"):
         surgeon.plan(surgeon.merge("our-methods/damped", [b], base_model=a, damping=damping))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from blake3 import blake3
 
+from surgeon.artifacts.artifact import Artifact
 from surgeon.engine.devices import choose
 from surgeon.engine.journal import Record
 from surgeon.planning.plan import Plan
@@ -96,6 +97,9 @@ def plan_key(plan: Plan, resolved: str) -> str:
     for path in sorted(input_files(plan)):
         status = path.stat()
         hasher.update(f"\0{path}\0{status.st_size}\0{status.st_mtime_ns}".encode())
+    settings = (value for step in plan.steps.values() for _, value in step.settings)
+    for digest in sorted({value.digest for value in settings if isinstance(value, Artifact)}):
+        hasher.update(digest.encode())
     for file in plan.layout.files:
         hasher.update(file.name.encode() + b"\0" + file.header)
     return hasher.hexdigest()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from surgeon.artifacts.artifact import Artifact
@@ -22,8 +24,7 @@ _RULE = ("targets", "value")
 def read_setting(node: Node, parameter: Parameter, faults: Faults) -> Setting | None:
     """The setting a node spells; None, with faults noted, where it is not one of this parameter."""
     if issubclass(parameter.type, Artifact):
-        faults.add(f"{parameter.name!r} takes an artifact, which recipes of this version cannot name", node)
-        return None
+        return _file(node, parameter, faults)
     if isinstance(node.value, tuple) and node.items and all(item.mapping for item in node.items):
         return _rules(node, parameter, faults)
     return _value(node, parameter, faults)
@@ -36,6 +37,15 @@ def read_schedule(name: str, node: Node, faults: Faults) -> Schedule | None:
         return setting and replace(setting, name=name)
     faults.add(f"{name!r} is one number; write it into the expression, or give a list over the layers", node)
     return None
+
+
+def _file(node: Node, parameter: Parameter, faults: Faults) -> str | None:
+    """The absolute path of an artifact, relative to the recipe's folder or, if typed, to the working directory."""
+    if not node.text:
+        faults.add(f"{parameter.name!r} takes the path of an artifact file, not {kind(node)}", node)
+        return None
+    folder = Path() if node.from_user else Path(node.at.file).parent
+    return os.path.normpath((folder / Path(node.text).expanduser()).absolute())
 
 
 def _value(node: Node, parameter: Parameter, faults: Faults) -> Scalar | Layers | None:

@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from surgeon.artifacts.artifact import Artifact
 from surgeon.errors import Fault, RecipeError, RefusedError, nearest
 from surgeon.space.expr import Expr, Member, Merge, Model, settings
 from surgeon.space.parameters import Parameter
@@ -75,6 +76,8 @@ def _common(own: Sequence[Mapping[str, Setting]]) -> set[str]:
 def _setting(parameter: Parameter, value: Any, faults: list[Fault]) -> Setting:
     if isinstance(value, Sequence) and not isinstance(value, str):
         value = Layers(tuple(_scalar(one, faults) for one in value))
+    if issubclass(parameter.type, Artifact) and isinstance(value, str | Path):
+        return os.path.normpath(Path(value).expanduser().absolute())
     setting = value if isinstance(value, Layers | Rules) else _scalar(value, faults)
     faults += [Fault(fault) for one in _scalars(setting) if (fault := parameter.fault(one))]
     return setting
