@@ -13,7 +13,7 @@ from surgeon.engine.journal import Journal, Record
 from surgeon.engine.receipt import NAME, Receipt, input_files, plan_key, receipt_content, to_json
 from surgeon.engine.run import run
 from surgeon.engine.workspace import Workspace
-from surgeon.errors import SurgeonError
+from surgeon.errors import OutputError, SurgeonError
 from surgeon.planning.plan import Plan
 from surgeon.store.layout import same_as_source
 from surgeon.store.side_files import side_files
@@ -36,6 +36,7 @@ def build(
     with Workspace(out, key, overwrite=overwrite, resume=resume, inputs=sorted(inputs)) as workspace:
         writer = FolderWriter(workspace.folder, plan.layout)
         try:
+            _refuse_foreign(workspace.out)
             writer.create()
             _check_finished(plan, writer, workspace.journal)
             copied = _copy_whole_files(plan, writer, workspace.journal)
@@ -50,6 +51,19 @@ def build(
             writer.close()
         workspace.commit()
         return Receipt(workspace.out / NAME, content)
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Only a checkpoint may be overwritten: a mistyped OUT must not cost a home or a project folder."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out.is_dir() and any(map(_is_weights, out.iterdir()))):
+        hint = "choose another output folder, or remove this one yourself"
+        raise OutputError(f"{out} is no checkpoint, and only a checkpoint is overwritten", hint=hint)
+
+
+def _is_weights(path: Path) -> bool:
+    return path.name == NAME or path.name.endswith((".safetensors", ".safetensors.index.json"))
 
 
 def _resumable(error: SurgeonError) -> bool:

@@ -18,7 +18,7 @@ from surgeon.store.writer import disk_errors, sync_path
 
 @dataclass(frozen=True)
 class Record:
-    """A finished tensor: blake3 of its written bytes, and of each input tensor (`model/tensor`) read for it."""
+    """A finished tensor: blake3 of its written bytes, and of each input tensor (by its place on disk) read for it."""
 
     tensor: str
     digest: str

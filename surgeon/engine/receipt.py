@@ -162,7 +162,5 @@ def _named(plan: Plan) -> list[tuple[str, Checkpoint | Adapter]]:
 
 def _input_names(plan: Plan) -> dict[str, str]:
     return {
-        f"{stored.file}\0{stored.offset}": f"{label}/{name}"
-        for label, source in _named(plan)
-        for name, stored in stored_tensors(source)
+        stored.place: f"{label}/{name}" for label, source in _named(plan) for name, stored in stored_tensors(source)
     }

@@ -50,7 +50,7 @@ class Worker:
             raise
         except (ValueError, ArithmeticError, RuntimeError) as error:
             raise RunError(f"{target.name} ({target.reason}): {error}") from error
-        read = {f"{stored.file}\0{stored.offset}": found for stored, found in reader.digests().items()}
+        read = {stored.place: found for stored, found in reader.digests().items()}
         return Record(target.name, digest, read)
 
     def _copy(self, target: Target, reader: DiskReader) -> str:

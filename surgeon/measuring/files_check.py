@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 
 from blake3 import blake3
@@ -84,11 +84,14 @@ def _weight_files(folder: Path, receipt: ReceiptFacts) -> Iterator[Finding]:
             yield mismatch(name, "the header is not the one the receipt has the hash of")
         if header.metadata != {"format": "pt"}:
             yield mismatch(name, f"the header's metadata are {header.metadata!a}, not format pt")
-    for path in sorted(folder.iterdir()):
-        if path.name.endswith(_WEIGHTS) and path.name not in receipt.files:
-            yield mismatch(
-                path.name, "a weight file that the receipt does not list", "remove it: loaders may pick it up"
-            )
+    for name in stray_weights(folder, receipt.files):
+        yield mismatch(name, "a weight file that the receipt does not list", "remove it: loaders may pick it up")
+
+
+def stray_weights(folder: Path, known: Container[str]) -> list[str]:
+    """The names of weight files in a folder that are not among those known; none beside a single file."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return [name for name in names if name.endswith(_WEIGHTS) and name not in known]
 
 
 def _framed(path: Path) -> str:

@@ -12,6 +12,7 @@ from surgeon.engine.reading import Files
 from surgeon.errors import CheckpointError, RunError
 from surgeon.measuring.configs import check_side_files
 from surgeon.measuring.examine import examine
+from surgeon.measuring.files_check import stray_weights
 from surgeon.measuring.judge import Judgement, judge
 from surgeon.measuring.pool import Ticker, each
 from surgeon.measuring.recompute import Bench
@@ -19,7 +20,7 @@ from surgeon.measuring.rounding import steps
 from surgeon.measuring.summary import summarised
 from surgeon.measuring.tables import pairs, same_bytes
 from surgeon.measuring.terms import take_apart
-from surgeon.measuring.verdict import Finding, Verdict, mismatch, unknown
+from surgeon.measuring.verdict import Finding, Verdict, mismatch, note, unknown
 from surgeon.planning.evaluation import ranges
 from surgeon.planning.plan import Plan
 from surgeon.planning.step import Target
@@ -40,6 +41,10 @@ def judge_folder(folder: Path, plan: Plan, listener: Listener | None) -> Verdict
         return Verdict(str(folder), CLAIM, "", (mismatch("weights", error.message),))
     findings, matched = pairs(plan, checkpoint)
     findings += check_side_files(plan.files_from, checkpoint)
+    findings += [
+        note(name, "is not among the weights that were judged, but some loader may take it for them")
+        for name in stray_weights(folder, set(checkpoint.shard_of.values()))
+    ]
     files = Files()
     try:
         total = sum(stored.spec.nbytes for _, stored in matched)
@@ -59,6 +64,8 @@ def _judged(bench: Bench, checkpoint: Checkpoint, target: Target, stored: Stored
     untouched = bench.plan.steps[target.key].kernel in ("load", "same")
     if not stored.spec.is_float and stored.spec != target.spec:
         return unknown(target.name, f"is stored as {stored.spec.dtype}, which is not compared with {target.spec.dtype}")
+    if not stored.spec.count:
+        return Judgement(target.name, "untouched")
     try:
         found = _untouched(bench, target, stored) if untouched else _changed(bench, target, stored)
     except RunError as error:

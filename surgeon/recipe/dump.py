@@ -19,8 +19,9 @@ from surgeon.tensors import FLOATS
 HEADER = "# yaml-language-server: $schema=recipe.schema.json\n"
 
 
-def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as native YAML; loading it gives an equal recipe. Paths are written absolute."""
+def dump_recipe(recipe: Recipe | Expr) -> str:
+    """A recipe, or an expression, as native YAML; loading it gives an equal one. Paths are written absolute."""
+    recipe = Recipe(recipe) if isinstance(recipe, Expr) else recipe
     writer = _Writer()
     files_from = recipe.output.files_from
     roots = (recipe.expr,) if files_from is None else (files_from, recipe.expr)

@@ -35,7 +35,7 @@ def merge(
     name: str = "",
     **given: Any,
 ) -> Merge:
-    """Merge models with a registered method; `surgeon.methods(NAME)` tells its settings.
+    """Merge models with a registered method; `surgeon.list_methods(NAME)` tells its settings.
 
     A setting that is one number a model takes a number for all or a sequence with one value a model; any number may be
     a `Layers` or `Rules` schedule. RecipeError lists every unknown setting and value out of range.

@@ -29,6 +29,11 @@ class Stored:
     offset: int
     spec: TensorSpec
 
+    @property
+    def place(self) -> str:
+        """What tells it from others in text: its spec too, for an empty tensor lies where the next one begins."""
+        return f"{self.file}\0{self.offset}\0{self.spec}"
+
 
 @dataclass(frozen=True)
 class Header:

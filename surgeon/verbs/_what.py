@@ -52,7 +52,11 @@ def asked(
 
 
 def options(device: str, memory: int | str | None, threads: int | None, block: int | str, allow_nan: bool) -> Options:
-    """Run options from what users write. RefusedError when a figure makes no sense."""
+    """Run options from what users write. RefusedError when a figure makes no sense or the device is not there."""
+    if device != "auto":
+        from surgeon.engine.devices import choose
+
+        choose(device)
     try:
         budget = None if memory is None else size_in_bytes(memory)
         block_size = size_in_bytes(block)

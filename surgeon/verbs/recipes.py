@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from surgeon.errors import OutputError, RefusedError, nearest
+
+#: What the first line of every recipe shipped names, so that editors complete and check it.
+SCHEMA = "recipe.schema.json"
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,9 @@ def list_recipes() -> Recipes:
 
 
 def copy_recipe(name: str, destination: str | Path = ".") -> list[Path]:
-    """Copy a recipe, and the folders beside it that it names, into a folder; the paths written.
+    """Copy a recipe, and the files beside it that it names, into a folder; the paths written.
 
-    Nothing that is already there is overwritten.
+    Nothing that is already there is overwritten; what another recipe brought along already is left as it is.
     """
     paths = list_recipes().paths
     if name not in paths:
@@ -45,6 +49,7 @@ def copy_recipe(name: str, destination: str | Path = ".") -> list[Path]:
     source = paths[name]
     pairs = [(source, Path(destination) / source.name)]
     pairs += [(source.parent / part, Path(destination) / part) for part in sorted(set(_companions(source)))]
+    pairs = [pair for pair in pairs if pair[0] == source or not _same(*pair)]
     for _, target in pairs:
         if target.exists():
             raise OutputError(f"{target} exists already", hint="copy into another folder, or move it away")
@@ -69,8 +74,17 @@ def _title(path: Path) -> str:
     return next((line for line in comments if line and not line.startswith("yaml-language-server")), "")
 
 
+def _same(original: Path, copy: Path) -> bool:
+    """Whether a copy has all that the original has."""
+    files = [path for path in original.rglob("*") if path.is_file()] if original.is_dir() else [original]
+    copies = [copy / path.relative_to(original) for path in files]
+    return all(b.is_file() and filecmp.cmp(a, b, shallow=False) for a, b in zip(files, copies, strict=True))
+
+
 def _companions(recipe: Path) -> Iterator[str]:
-    """Paths below the recipe's own folder that it names and that are there."""
+    """Paths below the recipe's own folder that it names and that are there; its schema, for editors, among them."""
+    if (recipe.parent / SCHEMA).is_file():
+        yield SCHEMA
     for text in _strings(YAML(typ="safe", pure=True).load(recipe.read_text(encoding="utf-8"))):
         path = text.split("+")[0].strip()
         if path.startswith("./") and ".." not in Path(path).parts and (recipe.parent / path).exists():

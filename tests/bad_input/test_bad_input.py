@@ -263,5 +263,14 @@ def test_options_that_make_no_sense(surgeon_says):
         code, told = surgeon_says(PLAIN, *options)
         assert code == 2
         assert options[1] in told
+        assert surgeon_says(PLAIN, *options, verb="plan") == (code, told)
     assert surgeon_says(PLAIN, "--memory", "1MB")[0] == 2
     assert surgeon_says(PLAIN)[0] == 0
+
+
+def test_all_models_that_are_not_there_are_told_at_once(surgeon_says):
+    code, told = surgeon_says(PLAIN.replace("./math", "./gone").replace("./base", "./lost"))
+    assert code == 2
+    assert "2 models cannot be opened" in told
+    assert "/lost: no such file" in told
+    assert "/gone: no such file" in told

@@ -254,3 +254,16 @@ def test_infinity_of_our_own_making_is_told_apart_from_one_in_an_input(tmp_path:
         surgeon.apply(d, tmp_path / "out", dtype="float16")
     assert not (tmp_path / "out").exists()
     surgeon.apply(d, tmp_path / "out", dtype="float16", allow_nan=True)
+
+
+@pytest.mark.parametrize("mistyped", [".", "notes.txt"])
+def test_only_a_checkpoint_is_overwritten(paths: list[Path], tmp_path: Path, mistyped: str, monkeypatch):
+    """A mistyped OUT must not cost a home or a project folder."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "notes.txt").write_text("precious")
+    monkeypatch.chdir(home)
+    with pytest.raises(surgeon.OutputError, match="no checkpoint"):
+        surgeon.apply(merge(paths), mistyped, overwrite=True)
+    assert (home / "notes.txt").read_text() == "precious"
+    assert os.listdir(tmp_path) == ["home"]

@@ -231,3 +231,10 @@ def test_one_tensor_at_another_strength_where_16_bit_work_is_plausible(toy16, tm
     verdict = verdict_of(toy, spoil(toy.merged, tmp_path / "spoilt", change))
     assert subjects(verdict) == {one}
     assert "style: the strength is off by +1.0%" in verdict.explain()
+
+
+def test_weights_beside_those_judged_are_told(toy, tmp_path):
+    folder = merged_by(toy, tmp_path, lambda name, update: update)
+    (folder / "consolidated.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    verdict = verdict_of(toy, folder, code=0)
+    assert "some loader may take it for them: consolidated.safetensors" in verdict.explain()

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import surgeon
+from surgeon.testing.toys import write_checkpoint
 
 TOUCHED = "model.layers.0.self_attn.q_proj.weight"
 UNTOUCHED = "model.layers.0.mlp.up_proj.weight"
@@ -244,3 +245,20 @@ def test_progress_is_told(made):
     surgeon.verify(made / "out", on_event=seen.append)
     assert seen
     assert all(event.stage == "verify" and 0 < event.done <= event.total for event in seen)
+
+
+@pytest.mark.parametrize(("method", "settings"), [("slerp", {"t": 0.3}), ("ties", {"density": 0.5})])
+def test_empty_tensors_lie_where_the_next_one_begins(tmp_path, method, settings):
+    """And are proven by the receipt, under their own names, and by the recipe."""
+
+    def odd(seed):
+        torch.manual_seed(seed)
+        return {"full": torch.randn(4, 5), "empty": torch.zeros(0, 5), "one": torch.randn(()), "none": torch.zeros(0)}
+
+    a, b = (surgeon.open(write_checkpoint(tmp_path / name, odd(i), None)) for i, name in enumerate("ab"))
+    merged = surgeon.merge(method, [b], base_model=a, **settings)
+    receipt = surgeon.apply(merged, tmp_path / "out").to_dict()
+    assert list(receipt["tensors"]["empty"]["inputs"]) == ["a/empty"]
+    assert sorted(receipt["tensors"]["full"]["inputs"]) == ["a/full", "b/full"]
+    assert surgeon.verify(tmp_path / "out").exit_code == 0
+    assert surgeon.verify(tmp_path / "out", recipe=merged).exit_code == 0

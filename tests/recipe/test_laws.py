@@ -224,3 +224,8 @@ def test_anything_in_any_place_is_refused_properly(valid_text, data, mergekit):
 @given(st.text(string.ascii_lowercase + "._0123456789", max_size=12), st.text(max_size=8))
 def test_random_overrides_are_refused_properly(valid_text, key, value):
     quiet(valid_text, **{key: value, f"steps.merged.{key}": value, f"models.{key}": value})
+
+
+def test_an_expression_alone_is_dumped_as_a_recipe_of_it():
+    whole = space.Model("org/a") + Fraction(1, 2) * (space.Model("org/b") - space.Model("org/a"))
+    assert read_back(Recipe(whole)) == parse_recipe(dump_recipe(whole), file="dumped", folder=Path("/"))

@@ -35,9 +35,18 @@ def test_a_copy_brings_what_the_recipe_names_and_no_more(shelf, tmp_path):
 def test_nothing_is_overwritten(shelf, tmp_path):
     surgeon.copy_recipe("both", tmp_path / "mine")
     (tmp_path / "mine" / "both.yaml").unlink()
+    (tmp_path / "mine" / "adapters" / "style" / "adapter_config.json").write_text("mine", encoding="utf-8")
     with pytest.raises(surgeon.OutputError, match="style exists"):
         surgeon.copy_recipe("both", tmp_path / "mine")
     assert not (tmp_path / "mine" / "both.yaml").exists()
+
+
+def test_two_recipes_may_share_a_folder_and_what_they_name(shelf, tmp_path):
+    (shelf / "again.yaml").write_text("models: {s: ./adapters/style}", encoding="utf-8")
+    (shelf / "recipe.schema.json").write_text("{}", encoding="utf-8")
+    mine = tmp_path / "mine"
+    assert mine / "recipe.schema.json" in surgeon.copy_recipe("both", mine)
+    assert surgeon.copy_recipe("again", mine) == [mine / "again.yaml"]
 
 
 def test_an_unknown_name_gets_the_nearest(shelf, tmp_path):
