@@ -87,8 +87,8 @@ def linear_step() -> Config:
 
 
 def ties_step() -> Config:
-    """TIES as a step of a recipe."""
-    return {"merge": "ties", "base_model": "base", "models": TIES}
+    """TIES as a step of a recipe, its votes weighed as mergekit weighs them."""
+    return {"merge": "ties", "elect": "weighted", "base_model": "base", "models": TIES}
 
 
 WORKLOADS = (

@@ -56,7 +56,7 @@ def _other_votes(evaluator: Evaluator, key: Key, start: int, stop: int, near: fl
         for way in ways:
             moved = tuple(weight * (1 + near / 2 * sign) for weight, sign in zip(weights, way, strict=True))
             settings = tuple(sorted((dict(step.values) | {"weight": moved}).items()))
-            evaluator.steps = {**steps, key: replace(step, settings=settings)}
+            evaluator.steps = {**steps, key: step._replace(settings=settings)}
             yield evaluator.value(key, start, stop).double()
     finally:
         evaluator.steps = steps

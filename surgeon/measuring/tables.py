@@ -43,8 +43,10 @@ def pairs(plan: Plan, checkpoint: Checkpoint) -> tuple[list[Finding], list[Pair]
         else:
             matched.append((target, stored))
             if stored.spec.dtype != target.spec.dtype:
+                # A dtype the recipe names is part of what it asks for; one it only takes over from a model is not.
+                judged = note if plan.recipe.output.dtype is None else mismatch
                 findings.append(
-                    note(target.name, f"is stored as {stored.spec.dtype}, the recipe gives {target.spec.dtype}")
+                    judged(target.name, f"is stored as {stored.spec.dtype}, the recipe gives {target.spec.dtype}")
                 )
     known = {target.name for target in plan.targets}
     findings += [_too_many(checkpoint, name) for name in checkpoint.tensors if name not in known]

@@ -126,7 +126,7 @@ def _term(plan: Plan, steps: dict[Key, Step], key: Key, coefficient: float, diff
     if low_rank and len(set(step.spec.shape)) == 1:
         turned = Key(key.node, f"{key.tensor}\0turned")
         settings = dict(step.values) | {"transposed": not step.values["transposed"]}
-        steps[turned] = replace(step, key=turned, settings=tuple(sorted(settings.items())))
+        steps[turned] = step._replace(key=turned, settings=tuple(sorted(settings.items())))
     scale = step.values["scale"] if low_rank else None
     return Term(_label(plan, steps, key), key, coefficient, difference, scale, turned, (coefficient,))
 

@@ -14,7 +14,11 @@ def linear(models: Models, weight: PerModel[float], normalize: bool = True) -> T
     Computed as x₀ + Σ wᵢ(xᵢ − x₀), so that equal models give exactly themselves. Soups: https://arxiv.org/abs/2203.05482
     """
     mass = sum(weight)
-    share = [w / mass for w in weight] if normalize else weight
+    share = [w / mass for w in weight] if normalize else list(weight)
+    if not share[0]:
+        # A weight of zero is no anchor: what is left over alone then gives exactly itself.
+        kept = [i for i, w in enumerate(share) if w] or [0]
+        models, share = models[kept], [share[i] for i in kept]
     first = models[0] if normalize or mass == 1 else models[0] * mass
     if len(models) == 1:
         return first.clone()

@@ -17,7 +17,7 @@ class Options:
     device: str = "auto"
     memory: int | None = None
     threads: int | None = None
-    block: int = 1 << 20
+    block: int = 1 << 21
     allow_nan: bool = False
 
     @property

@@ -123,7 +123,7 @@ def _build(recipe: Recipe, options: Options) -> Plan:
         giver,
         workers,
         peak,
-        _warnings(targets, sources),
+        _warnings(targets, sources, recipe.output.dtype),
     )
 
 
@@ -178,10 +178,13 @@ def _refuse_quantised(targets: tuple[Target, ...], kinds: Kinds, sources: Source
             )
 
 
-def _warnings(targets: tuple[Target, ...], sources: Sources) -> tuple[str, ...]:
+def _warnings(targets: tuple[Target, ...], sources: Sources, dtype: str | None) -> tuple[str, ...]:
     found = []
     if sources and all(target.action == "copy" for target in targets):
         found.append("nothing changes: every tensor is a copy")
+    kept = [target for target in targets if dtype and target.spec.dtype.startswith(("F8", "F6", "F4"))]
+    if kept:
+        found.append(f"dtype does not reach {len(kept)} quantised tensors, such as {kept[0].name} {kept[0].spec}")
     configs = {
         str(model): source.config.get("model_type")
         for model, source in sources.items()

@@ -17,16 +17,14 @@ class Key(NamedTuple):
     tensor: str
 
 
-@dataclass(frozen=True)
-class Input:
+class Input(NamedTuple):
     """What a step needs: the same block of another value, or a whole value first."""
 
     key: Key
     whole: bool = False
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """How one value is computed. `kernel` is ``load`` for bytes on disk, else a name in `space.kernels`.
 
     An input may be any tensor of any node: an ablation behind an output norm needs that norm's merged gain. `number`

@@ -19,8 +19,11 @@ from surgeon.tensors import FLOATS
 HEADER = "# yaml-language-server: $schema=recipe.schema.json\n"
 
 
-def dump_recipe(recipe: Recipe | Expr) -> str:
-    """A recipe, or an expression, as native YAML; loading it gives an equal one. Paths are written absolute."""
+def dump_recipe(recipe: Recipe | Expr, *, schema: bool = True) -> str:
+    """A recipe, or an expression, as native YAML; loading it gives an equal one. Paths are written absolute.
+
+    `schema` puts the line before it that tells editors of `recipe.schema.json` in the same folder.
+    """
     recipe = Recipe(recipe) if isinstance(recipe, Expr) else recipe
     writer = _Writer()
     files_from = recipe.output.files_from
@@ -32,7 +35,7 @@ def dump_recipe(recipe: Recipe | Expr) -> str:
     data: dict[str, Any] = {"surgeon": 1, "models": writer.models, "steps": writer.steps}
     if output := dict(_output(recipe.output, writer)):
         data["output"] = output
-    return HEADER + write_yaml(data, levels=3)
+    return (HEADER if schema else "") + write_yaml(data, levels=3)
 
 
 class _Writer:

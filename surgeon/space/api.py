@@ -55,6 +55,9 @@ def merge(
                 settings_of_one[parameter.name] = _setting(parameter, one, faults)
         else:
             shared[parameter.name] = _setting(parameter, value, faults)
+    for operand in (*models, *(() if base_model is None else (base_model,))):
+        if not isinstance(operand, Expr):
+            faults.append(Fault(f"{operand!r} is no model", hint=f"write surgeon.open({str(operand)!r})"))
     if base_model is not None and not found.needs_base:
         faults.append(Fault(f"{method} has no base_model", hint="list it among the models, with a weight"))
     if base_model is None and found.needs_base:

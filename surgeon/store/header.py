@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import blake3
 
@@ -21,8 +21,7 @@ _LARGEST = 2**63 - 1
 _AGAIN = "the file is damaged or incomplete: fetch or save it again"
 
 
-@dataclass(frozen=True)
-class Stored:
+class Stored(NamedTuple):
     """Where a tensor's bytes are: `offset` is counted from the start of the file."""
 
     file: Path

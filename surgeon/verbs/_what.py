@@ -68,5 +68,8 @@ def options(device: str, memory: int | str | None, threads: int | None, block: i
 
 
 def size_in_bytes(size: int | str) -> int:
-    """A number of bytes, or text such as 4GB."""
-    return size if isinstance(size, int) else parse_bytes(size)
+    """A number of bytes, or text such as 4GB. ValueError for anything else, zero and less included."""
+    found = size if isinstance(size, int) else parse_bytes(size)
+    if found <= 0:
+        raise ValueError(f"{size} is not a positive size")
+    return found

@@ -24,7 +24,7 @@ def plan(
     device: str = "auto",
     memory: int | str | None = None,
     threads: int | None = None,
-    block: int | str = 1 << 20,
+    block: int | str = 1 << 21,
     overrides: Mapping[str, str] | None = None,
 ) -> Plan:
     """Plan a recipe (a file, a `Recipe` or an expression): every tensor, bytes, peak memory. No tensor is read.
