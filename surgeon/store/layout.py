@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from surgeon.errors import RefusedError
@@ -56,8 +57,12 @@ class Layout:
 
     files: tuple[ShardFile, ...]
     tensors: Mapping[str, Placement]
-    index: bytes | None
     index_name: str | None
+
+    @cached_property
+    def index(self) -> bytes | None:
+        """The bytes of the index; spelled when they are asked for, which planning does not."""
+        return None if self.index_name is None else _index(self.tensors)
 
 
 def lay_out(specs: Mapping[str, TensorSpec], shard_of: Mapping[str, str] | None, shard_size: int | None) -> Layout:
@@ -72,8 +77,8 @@ def lay_out(specs: Mapping[str, TensorSpec], shard_of: Mapping[str, str] | None,
     placements: dict[str, Placement] = {}
     files = tuple(_file(name, members, specs, placements) for name, members in groups.items())
     if len(files) == 1:
-        return Layout(files, placements, None, None)
-    return Layout(files, placements, _index(placements), f"{_stem(list(groups))}{_SUFFIX}.index.json")
+        return Layout(files, placements, None)
+    return Layout(files, placements, f"{_stem(list(groups))}{_SUFFIX}.index.json")
 
 
 def same_as_source(shard: ShardFile, source: Path) -> bool:
