@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from surgeon.planning.step import Key, Step, below
-from surgeon.space.kernels import Block, Kernel, kernel_named
+from surgeon.space.kernels import Block, Call, Kernel, kernel_named
 from surgeon.space.numeric import CHUNK
 from surgeon.store.header import Stored
 
@@ -77,7 +77,7 @@ class Evaluator:
         """What a step's statistics look at, [k, n], for one of its `pieces`."""
         kernel = kernel_named(step.kernel)
         stack, block = self._shaped(step, kernel, start, stop)
-        return kernel.observed(stack, self._wholes(step), step.values, block).reshape(-1, stop - start)
+        return kernel.observed(stack, Call(step.values, block, self._wholes(step))).reshape(-1, stop - start)
 
     def _compute(self, step: Step, kernel: Kernel, start: int, stop: int) -> Tensor:
         stack, block = self._shaped(step, kernel, start, stop)
@@ -85,7 +85,7 @@ class Evaluator:
             name: statistic.at(self.known[step.key, name], (step.number, start))
             for name, statistic in kernel.statistics.items()
         }
-        return kernel(stack, self._wholes(step), step.values, block, known).reshape(-1)
+        return kernel(stack, Call(step.values, block, self._wholes(step), known)).reshape(-1)
 
     def _wholes(self, step: Step) -> list[Tensor]:
         return [self.whole(need.key) for need in step.inputs if need.whole]

@@ -10,7 +10,7 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -40,6 +40,16 @@ class Block:
         return slice(self.start // columns, -(-self.stop // columns))
 
 
+@dataclass(frozen=True)
+class Call:
+    """What a kernel is told besides its aligned inputs: settings, the block, whole inputs, what statistics found."""
+
+    settings: Mapping[str, Any]
+    block: Block
+    wholes: Sequence[Tensor] = ()
+    known: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Kernel(ABC):
     """One way to compute a step."""
 
@@ -50,7 +60,7 @@ class Kernel(ABC):
         """What must be known of the whole tensor first, by argument."""
         return {}
 
-    def observed(self, stack: Tensor, wholes: Sequence[Tensor], settings: Mapping[str, Any], block: Block) -> Tensor:
+    def observed(self, stack: Tensor, call: Call) -> Tensor:
         """What the statistics look at, [k, n], of the inputs; a rows kernel is asked tile by tile."""
         return stack
 
@@ -59,14 +69,7 @@ class Kernel(ABC):
         return inputs
 
     @abstractmethod
-    def __call__(
-        self,
-        stack: Tensor,
-        wholes: Sequence[Tensor],
-        settings: Mapping[str, Any],
-        block: Block,
-        known: Mapping[str, Any],
-    ) -> Tensor:
+    def __call__(self, stack: Tensor, call: Call) -> Tensor:
         """The values of a block."""
 
 
@@ -77,24 +80,17 @@ class Combine(Kernel):
     """
 
     @override
-    def __call__(
-        self,
-        stack: Tensor,
-        wholes: Sequence[Tensor],
-        settings: Mapping[str, Any],
-        block: Block,
-        known: Mapping[str, Any],
-    ) -> Tensor:
-        coefficients, anchored = settings["coefficients"], settings["anchored"]
+    def __call__(self, stack: Tensor, call: Call) -> Tensor:
+        coefficients, anchored = call.settings["coefficients"], call.settings["anchored"]
         terms = stack[1:] if anchored else stack
         for index, coefficient in enumerate(coefficients):
-            if index < settings["points"]:
+            if index < call.settings["points"]:
                 terms[index] -= stack[0]
             if coefficient != 1:
                 terms[index] *= coefficient
             if index:
                 terms[0] += terms[index]
-        if not anchored or not settings["mass"]:
+        if not anchored or not call.settings["mass"]:
             return terms[0]
         return stack[0].add_(terms[0])
 
@@ -103,15 +99,8 @@ class Zeros(Kernel):
     """The value of a difference that does not touch a tensor."""
 
     @override
-    def __call__(
-        self,
-        stack: Tensor,
-        wholes: Sequence[Tensor],
-        settings: Mapping[str, Any],
-        block: Block,
-        known: Mapping[str, Any],
-    ) -> Tensor:
-        return torch.zeros(block.stop - block.start, device=stack.device, dtype=stack.dtype)
+    def __call__(self, stack: Tensor, call: Call) -> Tensor:
+        return torch.zeros(call.block.stop - call.block.start, device=stack.device, dtype=stack.dtype)
 
 
 class LowRank(Kernel):
@@ -120,17 +109,10 @@ class LowRank(Kernel):
     blocks = "rows"
 
     @override
-    def __call__(
-        self,
-        stack: Tensor,
-        wholes: Sequence[Tensor],
-        settings: Mapping[str, Any],
-        block: Block,
-        known: Mapping[str, Any],
-    ) -> Tensor:
-        a, b = wholes
-        left, right = (a.T, b.T) if settings["transposed"] else (b, a)
-        return (left[block.rows] @ right) * settings["scale"]
+    def __call__(self, stack: Tensor, call: Call) -> Tensor:
+        a, b = call.wholes
+        left, right = (a.T, b.T) if call.settings["transposed"] else (b, a)
+        return (left[call.block.rows] @ right) * call.settings["scale"]
 
 
 class Dora(Kernel):
@@ -139,18 +121,11 @@ class Dora(Kernel):
     blocks = "whole"
 
     @override
-    def __call__(
-        self,
-        stack: Tensor,
-        wholes: Sequence[Tensor],
-        settings: Mapping[str, Any],
-        block: Block,
-        known: Mapping[str, Any],
-    ) -> Tensor:
-        a, b, magnitude = wholes
-        transposed = settings["transposed"]
+    def __call__(self, stack: Tensor, call: Call) -> Tensor:
+        a, b, magnitude = call.wholes
+        transposed = call.settings["transposed"]
         weight = stack[0].T if transposed else stack[0]
-        moved = weight + (b @ a) * settings["scale"]
+        moved = weight + (b @ a) * call.settings["scale"]
         norm = torch.linalg.vector_norm(moved, dim=1, keepdim=True)
         change = magnitude.reshape(-1, 1) * (moved / norm) - weight
         return change.T if transposed else change
@@ -169,27 +144,21 @@ class Merging(Kernel):
         return dict(self.method.signature.statistics)
 
     @override
-    def observed(self, stack: Tensor, wholes: Sequence[Tensor], settings: Mapping[str, Any], block: Block) -> Tensor:
-        return self.method.observed(self._operands(stack, settings))
+    def observed(self, stack: Tensor, call: Call) -> Tensor:
+        return self.method.observed(self._operands(stack, call.settings))
 
     @override
     def width(self, inputs: int) -> int:
         return inputs - 1 if self.method.signature.asks(Operand.TASK_VECTORS) else inputs
 
     @override
-    def __call__(
-        self,
-        stack: Tensor,
-        wholes: Sequence[Tensor],
-        settings: Mapping[str, Any],
-        block: Block,
-        known: Mapping[str, Any],
-    ) -> Tensor:
+    def __call__(self, stack: Tensor, call: Call) -> Tensor:
         signature = self.method.signature
-        arguments = self._operands(stack, settings) | dict(known)
-        arguments |= {parameter.argument: settings[parameter.argument] for parameter in signature.parameters}
+        arguments = self._operands(stack, call.settings) | dict(call.known)
+        arguments |= {parameter.argument: call.settings[parameter.argument] for parameter in signature.parameters}
         if signature.noise:
-            arguments[signature.noise] = Noise(settings["seed"], block.tensor, settings["labels"], block.start)
+            seed, labels = call.settings["seed"], call.settings["labels"]
+            arguments[signature.noise] = Noise(seed, call.block.tensor, labels, call.block.start)
         merged = self.method.function(**arguments)
         return merged + stack[0] if signature.asks(Operand.TASK_VECTORS) else merged
 

@@ -15,6 +15,7 @@ import torch
 import surgeon
 import surgeon.engine.work as work
 from surgeon.testing.toys import random_tensors, write_checkpoint
+from tests.support import disks
 
 ROOT = Path(__file__).parents[2]
 SHAPES = {f"model.layers.{i}.w": (256, 300) for i in range(12)}
@@ -216,13 +217,8 @@ def test_an_input_that_changes_is_not_resumed_over(paths: list[Path], tmp_path: 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A tmpfs of 3 MB; the output has 3.7 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", disk], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"a small tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+    with disks.small_disk(tmp_path / "disk", "3m") as disk:
+        yield disk
 
 
 def test_a_full_disk_is_told_and_the_next_try_is_not_blocked(small_disk: Path, paths: list[Path], tmp_path: Path):

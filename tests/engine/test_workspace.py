@@ -14,6 +14,7 @@ import surgeon.engine.workspace as workspace_module
 from surgeon.engine.journal import Record
 from surgeon.engine.workspace import Workspace
 from surgeon.errors import OutputError, RunError, SurgeonError
+from tests.support import disks
 
 RECORD = Record("a", "digest", {"base/a": "other"})
 
@@ -396,13 +397,8 @@ def test_neighbours_of_inputs_are_free(tmp_path: Path, model: Path):
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A tmpfs of 64 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], capture_output=True, check=False)
-    if made.returncode:
-        pytest.skip(f"a small tmpfs cannot be mounted here: {made.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    with disks.small_disk(tmp_path / "disk", "64k") as disk:
+        yield disk
 
 
 def test_a_read_only_parent_is_named_and_nothing_is_left(disk: Path):

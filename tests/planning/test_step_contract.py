@@ -105,12 +105,12 @@ class AblateKernel(Kernel):
     def statistics(self) -> Mapping[str, Statistic]:
         return {"projection": ColumnSums()}
 
-    def observed(self, stack, wholes, settings, block) -> Tensor:
-        return stack * self._unit(wholes, settings)[block.rows, None].to(stack.device)
+    def observed(self, stack, call) -> Tensor:
+        return stack * self._unit(call.wholes, call.settings)[call.block.rows, None].to(stack.device)
 
-    def __call__(self, stack, wholes, settings, block, known) -> Tensor:
-        unit = self._unit(wholes, settings)[block.rows, None].to(stack.device)
-        return stack[0] - unit * known["projection"].to(stack.dtype).to(stack.device)
+    def __call__(self, stack, call) -> Tensor:
+        unit = self._unit(call.wholes, call.settings)[call.block.rows, None].to(stack.device)
+        return stack[0] - unit * call.known["projection"].to(stack.dtype).to(stack.device)
 
     @staticmethod
     def _unit(wholes, settings) -> Tensor:

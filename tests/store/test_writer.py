@@ -20,6 +20,7 @@ from surgeon.store.header import Stored, read_header
 from surgeon.store.layout import Layout, lay_out
 from surgeon.store.writer import FolderWriter
 from surgeon.tensors import TensorSpec
+from tests.support import disks
 
 
 def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -234,13 +235,8 @@ def test_all_files_and_folders_are_synced_after_their_last_change(tmp_path: Path
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A tmpfs of 2 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", disk], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"a small tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+    with disks.small_disk(tmp_path / "disk", "2m") as disk:
+        yield disk
 
 
 def test_a_full_disk_shows_before_any_tensor_is_written_and_is_not_kept_full(small_disk: Path):
