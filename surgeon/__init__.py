@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon.errors import (
     BudgetError,
-    CannotTellError,
     CheckpointError,
     Fault,
     MismatchError,
@@ -25,14 +24,18 @@ from surgeon.errors import (
 from surgeon.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from surgeon.artifacts.direction import Direction
     from surgeon.engine.events import Progress
     from surgeon.recipe import dump_recipe, load_recipe
     from surgeon.space.api import merge, open
-    from surgeon.space.expr import Expr
+    from surgeon.space.editing_api import edit, reshape
+    from surgeon.space.expr import Expr, Fit
     from surgeon.verbs.apply import apply
     from surgeon.verbs.diff import diff
     from surgeon.verbs.doctor import doctor
+    from surgeon.verbs.find import find
     from surgeon.verbs.import_gguf import import_gguf
+    from surgeon.verbs.measure import apply_to, measure_residual
     from surgeon.verbs.methods import list_methods
     from surgeon.verbs.plan import plan
     from surgeon.verbs.recipes import copy_recipe, list_recipes
@@ -42,57 +45,33 @@ if TYPE_CHECKING:
 
 #: Public name → the module that defines it.
 _HOMES = {
+    "Direction": "surgeon.artifacts.direction",
     "Expr": "surgeon.space.expr",
+    "Fit": "surgeon.space.expr",
     "Progress": "surgeon.engine.events",
-    "apply": "surgeon.verbs.apply",
+    "apply_to": "surgeon.verbs.measure",
     "copy_recipe": "surgeon.verbs.recipes",
-    "diff": "surgeon.verbs.diff",
-    "doctor": "surgeon.verbs.doctor",
     "dump_recipe": "surgeon.recipe",
-    "import_gguf": "surgeon.verbs.import_gguf",
+    "edit": "surgeon.space.editing_api",
     "list_methods": "surgeon.verbs.methods",
     "list_recipes": "surgeon.verbs.recipes",
     "load_recipe": "surgeon.recipe",
+    "measure_residual": "surgeon.verbs.measure",
     "merge": "surgeon.space.api",
     "open": "surgeon.space.api",
-    "plan": "surgeon.verbs.plan",
-    "schema": "surgeon.verbs.schema",
-    "show": "surgeon.verbs.show",
-    "verify": "surgeon.verbs.verify",
+    "reshape": "surgeon.space.editing_api",
+} | {
+    verb: f"surgeon.verbs.{verb}"
+    for verb in ("apply", "diff", "doctor", "find", "import_gguf", "plan", "schema", "show", "verify")
 }
 
 __all__ = [
-    "BudgetError",
-    "CannotTellError",
-    "CheckpointError",
-    "Expr",
-    "Fault",
-    "MismatchError",
-    "Origin",
-    "OutputError",
-    "Progress",
-    "RecipeError",
-    "RefusedError",
-    "RunError",
-    "SurgeonError",
-    "VerificationError",
-    "__version__",
-    "apply",
-    "copy_recipe",
-    "diff",
-    "doctor",
-    "dump_recipe",
-    "import_gguf",
-    "list_methods",
-    "list_recipes",
-    "load_recipe",
-    "merge",
-    "open",
-    "plan",
-    "schema",
-    "show",
-    "verify",
-]
+    "BudgetError", "CheckpointError", "Direction", "Expr", "Fault", "Fit", "MismatchError", "Origin", "OutputError",
+    "Progress", "RecipeError", "RefusedError", "RunError", "SurgeonError", "VerificationError", "__version__",
+    "apply", "apply_to", "copy_recipe", "diff", "doctor", "dump_recipe", "edit", "find", "import_gguf",
+    "list_methods", "list_recipes", "load_recipe", "measure_residual", "merge", "open", "plan", "reshape", "schema",
+    "show", "verify",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -10,8 +10,7 @@ The tree::
     │   ├── BudgetError             work that does not fit the memory allowed
     │   └── OutputError             an output folder that may not be written
     ├── RunError                    exit 1   failures while running: a full disk, a NaN in an input
-    ├── VerificationError           exit 3   files that are not what the receipt or recipe says
-    └── CannotTellError             exit 4   nothing contradicts the claim and nothing proves it
+    └── VerificationError           exit 3   files that are not what the receipt or recipe says
 """
 
 from __future__ import annotations
@@ -34,9 +33,13 @@ class Origin:
 
 
 class SurgeonError(Exception):
-    """Base of all errors raised on purpose: what happened, where, and what to do next."""
+    """Base of all errors raised on purpose: what happened, where, and what to do next.
+
+    `advice` is what to do where an error's own `hint` does not say.
+    """
 
     exit_code = 1
+    advice = "mend what the message names and run the same command again"
 
     def __init__(self, message: str, *, origin: Origin | None = None, hint: str = "") -> None:
         super().__init__(message)
@@ -70,6 +73,8 @@ class Fault:
 class RecipeError(RefusedError):
     """All faults of one recipe."""
 
+    advice = "correct the recipe, then look at it with `surgeon plan RECIPE`"
+
     def __init__(self, faults: Iterable[Fault]) -> None:
         self.faults = tuple(faults)
         first = self.faults[0]
@@ -82,17 +87,25 @@ class RecipeError(RefusedError):
 class CheckpointError(RefusedError):
     """A checkpoint, index or adapter on disk is broken, unsafe or of a kind that is not read."""
 
+    advice = "look at what the checkpoint holds with `surgeon show MODEL`"
+
 
 class MismatchError(RefusedError):
     """Inputs that do not fit together: tensor sets, shapes, dtypes or masses."""
+
+    advice = "compare the models with `surgeon show MODEL` or `surgeon diff A B`"
 
 
 class BudgetError(RefusedError):
     """The work does not fit the memory allowed."""
 
+    advice = "allow more with --memory SIZE; `surgeon plan RECIPE` shows what is needed"
+
 
 class OutputError(RefusedError):
     """The output folder exists, is in use, or lies inside an input."""
+
+    advice = "choose another folder with -o OUT"
 
 
 class RunError(SurgeonError):
@@ -103,12 +116,7 @@ class VerificationError(SurgeonError):
     """Files differ from what the receipt or the recipe says."""
 
     exit_code = 3
-
-
-class CannotTellError(SurgeonError):
-    """The evidence neither proves nor contradicts the claim."""
-
-    exit_code = 4
+    advice = "build it again with `surgeon apply RECIPE -o OUT --overwrite`"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -1,4 +1,7 @@
-"""A newcomer adds a merge method: one file, and schema, `surgeon methods`, laws and apply know it."""
+"""A newcomer adds a merge method, an edit, a fitter, a family: one file, and everything knows it.
+
+The files are those that CONTRIBUTING.md shows.
+"""
 
 import functools
 import json
@@ -11,37 +14,38 @@ import pytest
 import torch
 
 import surgeon
+import surgeon.anatomy.family as family_tables
 import surgeon.recipe as recipe_floor
 import surgeon.recipe.schema as schema_models
 import surgeon.space.registry as registry
 from surgeon.artifacts.artifact import Artifact
-from surgeon.testing import laws
-from surgeon.testing.toys import random_tensors, read_checkpoint, write_checkpoint
+from surgeon.artifacts.direction import Direction, direction
+from surgeon.directions.contrast import Contrast
+from surgeon.directions.examples import Example
+from surgeon.directions.fit import fit
+from surgeon.measuring.residual import residual
+from surgeon.runtime.load import load
+from surgeon.testing import edit_laws, laws
+from surgeon.testing.toys import random_tensors, read_checkpoint, toy_llama, write_checkpoint
 
 ROOT = Path(__file__).parents[1]
 
-METHOD = '''"""A method of our own."""
-
-import torch
-from torch import Tensor
-
-from surgeon.space.method import merge_method
-from surgeon.space.noise import Noise
-from surgeon.space.numeric import column, total
-from surgeon.space.parameters import PerModel, TaskVectors, each
+PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
-@merge_method(blocks="elements", ranges={"density": "(0, 1]"})
-def dropped(
-    task_vectors: TaskVectors,
-    noise: Noise,
-    weight: PerModel[float] = each(1.0),
-    density: PerModel[float] = each(0.5),
-) -> Tensor:
-    """Drop entries at random and scale up what stays."""
-    kept = (noise.uniform(task_vectors) < column(density, task_vectors)).float()
-    return total(torch.mul(kept, task_vectors) * column(weight, task_vectors) / column(density, task_vectors))
-'''
+def example(title: str) -> str:
+    """The file that CONTRIBUTING.md shows under a heading."""
+    return PAGE.partition(f"## {title}\n")[2].partition("```python\n")[2].partition("```")[0]
+
+
+METHOD = example("Add a merge method")
+#: Entry-point group → module → its file, as CONTRIBUTING.md has it.
+FILES = {
+    "methods": {"dropped": METHOD},
+    "edits": {"limit": example("Add an edit")},
+    "fitters": {"diagonal": example("Add a fitter")},
+    "families": {"olmo2": example("Add a family")},
+}
 
 OTHERS = '''"""Methods that ask for more."""
 
@@ -80,27 +84,29 @@ def projected(models: Models) -> Tensor:
     return mean @ (torch.linalg.pinv(models[0]) @ models[0])
 '''
 
-CACHED = (registry.merge_methods, schema_models.merge_step, schema_models.recipe_model)
-
 
 def forget() -> None:
-    for function in CACHED:
-        assert isinstance(function, functools._lru_cache_wrapper)
-        function.cache_clear()
+    """Look for what is registered again."""
+    for module in (registry, schema_models, family_tables):
+        for value in vars(module).values():
+            if isinstance(value, functools._lru_cache_wrapper):
+                value.cache_clear()
 
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A distribution `our-methods` of two files and its metadata, on the path as an installer would put it."""
+    """A distribution `our-methods` and its metadata, on the path as an installer would put it."""
     site = tmp_path / "site"
     (site / "our_methods").mkdir(parents=True)
     (site / "our_methods" / "__init__.py").write_text("")
-    (site / "our_methods" / "dropped.py").write_text(METHOD)
-    (site / "our_methods" / "others.py").write_text(OTHERS)
     info = site / "our_methods-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: our-methods\nVersion: 1.0\n")
-    points = "[surgeon.methods]\ndropped = our_methods.dropped\nothers = our_methods.others\n"
+    points = ""
+    for group, files in {**FILES, "methods": {**FILES["methods"], "others": OTHERS}}.items():
+        points += f"[surgeon.{group}]\n" + "".join(f"{name} = our_methods.{name}\n" for name in files)
+        for name, text in files.items():
+            (site / "our_methods" / f"{name}.py").write_text(text, encoding="utf-8")
     (info / "entry_points.txt").write_text(points)
     monkeypatch.syspath_prepend(str(site))
     forget()
@@ -124,8 +130,10 @@ def recipe(models: dict[str, Path], step: str) -> str:
     return f"surgeon: 1\nmodels:\n{listed}steps:\n  merged:\n    {step}\n"
 
 
-def test_the_file_is_short():
-    assert len(METHOD.splitlines()) <= 25
+def test_each_file_is_short():
+    for files in FILES.values():
+        for text in files.values():
+            assert 5 < len(text.splitlines()) <= 30
 
 
 def test_schema_methods_and_laws_know_it(package: Path):
@@ -198,6 +206,89 @@ def test_a_method_takes_an_artifact(package: Path, models: dict[str, Path], tmp_
     (tmp_path / "damping.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     with pytest.raises(surgeon.RefusedError, match="not an artifact"):
         surgeon.plan(surgeon.merge("our-methods/damped", [b], base_model=a, damping=damping))
+
+
+def test_an_edit_has_laws_docs_and_a_promise(package: Path, tmp_path: Path):
+    edit_laws.check(registry.edit_named("our-methods/limit"))
+    assert re.search("^our-methods/limit +Shorten what a column", surgeon.list_methods().explain(), re.MULTILINE)
+    told = surgeon.list_methods("our-methods/limit")
+    assert "removes all of the directions: at bound 0" in told.explain()
+    assert told.to_dict()["edits"]["our-methods/limit"]["settings"]["bound"]["range"] == "[0, inf)"
+    along = direction(torch.randn(2, 32, generator=torch.Generator().manual_seed(1)), at="block.1", name="hedging")
+    model = surgeon.open(toy_llama(tmp_path / "toy"))
+    soft, hard = (surgeon.edit("our-methods/limit", model, directions=along, bound=bound) for bound in (0.2, 0))
+    assert [surgeon.plan(one).to_dict()["edits"][0]["claim"] for one in (soft, hard)] == [None, "everywhere"]
+    frame = torch.linalg.qr(along.rows("block.1").T).Q
+    for name, expr, bound in (("soft", soft, 0.2), ("hard", hard, 0.0)):
+        surgeon.apply(expr, tmp_path / name)
+        written = frame.T @ read_checkpoint(tmp_path / name)["model.layers.1.mlp.down_proj.weight"]
+        assert abs(written.norm(dim=0).max() - bound) < 1e-6
+        assert surgeon.verify(tmp_path / name).exit_code == 0
+
+
+def test_a_recipe_names_the_edit(package: Path, tmp_path: Path):
+    assert '"our-methods/limit"' in json.dumps(recipe_floor.json_schema())
+    direction(torch.ones(32), at="block.1").save(tmp_path / "d.safetensors")
+    text = f"surgeon: 1\nmodels: {{base: {toy_llama(tmp_path / 'toy')}}}\ndirections: {{d: ./d.safetensors}}\n"
+    step = "steps: {edited: {edit: our-methods/limit, of: base, directions: [d], bound: BOUND}}\n"
+    (tmp_path / "recipe.yaml").write_text(text + step.replace("BOUND", "0"))
+    assert surgeon.plan(tmp_path / "recipe.yaml").to_dict()["edits"][0]["claim"] == "everywhere"
+    (tmp_path / "recipe.yaml").write_text(text + step.replace("BOUND", "-1"))
+    with pytest.raises(surgeon.RecipeError, match=r"recipe.yaml:4.*bound"):
+        surgeon.plan(tmp_path / "recipe.yaml")
+
+
+def test_a_fitter_has_docs_and_fits(package: Path, tmp_path: Path):
+    told = surgeon.list_methods("our-methods/diagonal").explain()
+    assert "mean and second moments" in told
+    assert re.search(r"ridge +float in \(0, inf\) +default 0.1", told)
+    sets = [torch.randn(50, 6, generator=torch.Generator().manual_seed(seed)) * torch.arange(1, 7) for seed in (1, 2)]
+    sets[0][:, 2] += 9
+    found = registry.fitter_named("our-methods/diagonal")(*sets, ridge=0.01)
+    spread = (sets[0].var(0, correction=0) + sets[1].var(0, correction=0)).double() / 2
+    wanted = (sets[0].double().mean(0) - sets[1].double().mean(0)) / (spread + 0.01 * spread.mean())
+    torch.testing.assert_close(found, wanted / wanted.norm())
+    model = load(ROOT / "tests/data/tiny/model", dtype="float32", device="cpu")
+    words = "tree sun moon house car river".split()
+    contrast = Contrast(
+        tuple(Example({"prompt": f"Repeat the word {word}."}) for word in words),
+        tuple(Example({"prompt": f"Say {word} to me, please"}) for word in words),
+    )
+    bank = fit(model, "our-methods/diagonal", contrast, at="block.1", settings={"ridge": 0.5})
+    assert bank.about["settings"]["ridge"] == 0.5
+    bank.save(tmp_path / "bank.safetensors")
+    assert Direction.load(tmp_path / "bank.safetensors").about["fitter"] == "our-methods/diagonal"
+    with pytest.raises(surgeon.RecipeError, match="ridge must lie in"):
+        fit(model, "our-methods/diagonal", contrast, at="block.1", settings={"ridge": 0})
+
+
+def test_a_family_is_shown_and_edited_exactly(package: Path, tmp_path: Path):
+    import transformers
+
+    config = transformers.Olmo2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, 0.3)
+    model.save_pretrained(tmp_path / "toy")
+    shown = surgeon.show(tmp_path / "toy")
+    roles = {group.pattern: group.role for group in shown.groups}
+    assert roles["model.layers.N.mlp.down_proj.weight"] == "writes residual: mlp, then output norm"
+    assert roles["model.layers.N.post_attention_layernorm.weight"] == "output norm (gain w)"
+    assert shown.roles is not None
+    assert shown.roles.unknown == ()
+    along = direction(torch.randn(3, 32), at="block.0")
+    edited = surgeon.edit("ablate", surgeon.open(tmp_path / "toy"), directions=along)
+    ids = torch.randint(3, 64, (4, 12)).tolist()
+    before = residual(load(tmp_path / "toy", device="cpu"), along, ids=ids)
+    surgeon.apply(edited, tmp_path / "out", dtype="float32")
+    after = residual(load(tmp_path / "out", device="cpu"), along, ids=ids)
+    assert len(after) == 5
+    assert min(point.ratio for point in before) > 0.1
+    assert max(point.ratio for point in after) < 1e-5
 
 
 def test_the_nearest_name_is_given(package: Path, models: dict[str, Path], tmp_path: Path):

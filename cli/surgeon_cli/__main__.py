@@ -1,7 +1,5 @@
 """`python -m surgeon_cli`: the command without its script."""
 
-from __future__ import annotations
-
 from surgeon_cli.main import run
 
 if __name__ == "__main__":

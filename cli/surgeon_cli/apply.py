@@ -1,7 +1,5 @@
 """`surgeon apply`: build what a recipe says."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer
@@ -29,6 +27,7 @@ def command(
     ] = None,
     overwrite: options.Overwrite = False,
     allow_nan: Annotated[bool, typer.Option("--allow-nan", help="Go on where an input holds NaN or Inf.")] = False,
+    any_model: options.AnyModel = False,
     as_json: options.Json = False,
 ) -> None:
     """Build what RECIPE says, with a receipt of what changed.
@@ -56,6 +55,7 @@ def command(
             resume=resume,
             overwrite=overwrite,
             allow_nan=allow_nan,
+            any_model=any_model,
             on_event=on_event,
         )
-    print(output.to_json(receipt.to_dict()) if as_json else receipt.summary())
+    output.summarise(receipt, as_json=as_json)

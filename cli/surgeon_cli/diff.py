@@ -1,7 +1,5 @@
 """`surgeon diff`: how two checkpoints differ."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

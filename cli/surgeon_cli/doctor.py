@@ -1,7 +1,5 @@
 """`surgeon doctor`: whether this installation can work."""
 
-from __future__ import annotations
-
 import typer
 
 import surgeon

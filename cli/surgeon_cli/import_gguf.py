@@ -1,7 +1,5 @@
 """`surgeon import`: a GGUF file as an ordinary checkpoint."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

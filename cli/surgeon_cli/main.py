@@ -1,14 +1,11 @@
 """The command `surgeon`: its verbs, and how errors and interruptions end it."""
 
-from __future__ import annotations
-
 import gc
 import os
 import sys
 from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 import surgeon
 from surgeon_cli import (
@@ -16,62 +13,36 @@ from surgeon_cli import (
     diff,
     doctor,
     failures,
+    find,
     import_gguf,
     installation,
+    measure,
     methods,
     output,
     plan,
     recipes,
+    schema,
     show,
     verify,
 )
-from surgeon_cli import schema as schema_
-
-HELP = """Merge, combine and edit model checkpoints from a recipe, and prove what changed.
-
-Examples:
-
-  surgeon plan recipe.yaml
-
-  surgeon apply recipe.yaml -o out/
-
-  surgeon verify out/
-"""
-
-
-class Verbs(TyperGroup):
-    """The group of verbs; an interruption says how to go on."""
-
-    def invoke(self, ctx: typer.Context) -> object:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Run the verb; Ctrl-C ends it with 130 (typer would turn it into a silent exit)."""
-        try:
-            return super().invoke(ctx)  # pyright: ignore[reportArgumentType]
-        except KeyboardInterrupt:
-            failures.report_interruption(ctx.invoked_subcommand or "")
-            raise typer.Exit(failures.INTERRUPTED) from None
-
 
 app = typer.Typer(
-    name="surgeon",
-    cls=Verbs,
-    help=HELP,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for name, verb in {
-    "apply": apply.command,
-    "plan": plan.command,
-    "verify": verify.command,
-    "diff": diff.command,
-    "show": show.command,
-    "import": import_gguf.command,
-    "methods": methods.command,
-    "schema": schema_.command,
-    "doctor": doctor.command,
-}.items():
-    app.command(name)(verb)
+app.command("apply")(apply.command)
+app.command("plan")(plan.command)
+app.command("verify")(verify.command)
+app.command("find")(find.command)
+app.command("diff")(diff.command)
+app.command("show")(show.command)
+app.command("import")(import_gguf.command)
+app.command("methods")(methods.command)
+app.command("schema")(schema.command)
+app.command("doctor")(doctor.command)
+app.add_typer(measure.app, name="measure")
 app.add_typer(recipes.app, name="recipes")
 
 
@@ -81,13 +52,24 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(help=HELP)
+@app.callback()
 def options(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Options that stand before the verb."""
+    """Merge, combine and edit model checkpoints from a recipe, and prove what changed.
+
+    Examples:
+
+      surgeon plan recipe.yaml
+
+      surgeon apply recipe.yaml -o out/
+
+      surgeon verify out/
+
+      surgeon find --model ./base --positive p.jsonl --negative n.jsonl -o found
+    """
 
 
 def run() -> None:
@@ -98,6 +80,10 @@ def run() -> None:
     try:
         installation.check()
         app(prog_name="surgeon")
+    except SystemExit as end:
+        if end.code == failures.INTERRUPTED:
+            failures.report_interruption(resumes=sys.argv[1:2] == ["apply"])
+        raise
     except surgeon.SurgeonError as error:
         failures.report(error)
         sys.exit(error.exit_code)

@@ -1,6 +1,4 @@
-"""`surgeon methods`: the merge methods a recipe can name."""
-
-from __future__ import annotations
+"""`surgeon methods`: the merge methods, edits, reshapes and fitters a recipe can name."""
 
 from typing import Annotated
 
@@ -11,17 +9,19 @@ from surgeon_cli import options, output
 
 
 def command(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One method, in full.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One of them, in full.")] = None,
     as_json: options.Json = False,
 ) -> None:
-    """List the merge methods, or show one in full.
+    """List merge methods, edits, reshapes and fitters, or show one.
 
-    What it does, its settings, its paper.
+    What it does, its settings, its paper, and the laws it does not keep.
 
     Examples:
 
       surgeon methods
 
       surgeon methods ties
+
+      surgeon methods ablate --json
     """
     output.show(surgeon.list_methods(name), as_json=as_json)

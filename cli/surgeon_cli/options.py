@@ -1,10 +1,9 @@
 """Options that several verbs share, each written once."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable
+import json
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,6 +28,14 @@ Dtype = Annotated[
     str | None, typer.Option(metavar="DTYPE", help="Write floating tensors as float16, bfloat16, float32 or float64.")
 ]
 ShardSize = Annotated[str | None, typer.Option(metavar="SIZE", help="Largest size of one shard: 5GB.")]
+AnyModel = Annotated[
+    bool, typer.Option("--any-model", help="Use a direction on another model than it was measured on.")
+]
+RunDtype = Annotated[str, typer.Option(metavar="DTYPE", help="Run the model in float32, bfloat16 or float16.")]
+FitterSet = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="K=V", help="A setting of the fitter: --set components=8. May be repeated."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT once the new folder is complete.")]
 
 
@@ -39,3 +46,19 @@ def overrides(pairs: Iterable[str] | None) -> dict[str, str]:
         if not key or not equals:
             raise typer.BadParameter(f"{key + equals + value!r} is not KEY=VALUE", param_hint="--set")
     return {key: value for key, _, value in parted}
+
+
+def settings(pairs: Iterable[str] | None, taken: Collection[str]) -> dict[str, Any]:
+    """`["components=8", "guard=false"]` → `{"components": 8, "guard": False}`; `taken` are options of their own."""
+    given = overrides(pairs)
+    if own := given.keys() & set(taken):
+        raise typer.BadParameter(f"{', '.join(sorted(own))}: an option of the command itself", param_hint="--set")
+    return {key: _value(text) for key, text in given.items()}
+
+
+def _value(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, bool | int | float) else text

@@ -1,7 +1,5 @@
 """`surgeon plan`: what a recipe would do."""
 
-from __future__ import annotations
-
 import surgeon
 from surgeon_cli import options, output
 
@@ -14,6 +12,7 @@ def command(
     memory: options.Memory = None,
     threads: options.Threads = None,
     set_: options.Set = None,
+    any_model: options.AnyModel = False,
     as_json: options.Json = False,
 ) -> None:
     """Show what RECIPE would change, read, write and need.
@@ -33,6 +32,7 @@ def command(
         device=device,
         memory=memory,
         threads=threads,
+        any_model=any_model,
         overrides=options.overrides(set_),
     )
     output.show(report, as_json=as_json)

@@ -23,37 +23,22 @@ def drawn(*, quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
     if quiet or not sys.stderr.isatty():
         yield None
         return
-    board = Board()
+    bars, started = _bars(), time.monotonic()
+    stages: dict[str, TaskID] = {}
+
+    def draw(event: Progress) -> None:
+        if time.monotonic() - started < PATIENCE:
+            return
+        bars.start()
+        if event.stage not in stages:
+            stages[event.stage] = bars.add_task(event.stage, unit=event.unit, detail="")
+        bars.update(stages[event.stage], completed=event.done, total=event.total, detail=event.detail)
+
     try:
-        yield board.draw
+        yield draw
     finally:
-        board.close()
-
-
-class Board:
-    """One bar a stage, with rate and time left."""
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._bars: Bars | None = None
-        self._stages: dict[str, TaskID] = {}
-
-    def draw(self, event: Progress) -> None:
-        """Show an event; the first second's are not drawn."""
-        if self._bars is None:
-            if time.monotonic() - self._started < PATIENCE:
-                return
-            self._bars = _bars()
-            self._bars.start()
-        if event.stage not in self._stages:
-            self._stages[event.stage] = self._bars.add_task(event.stage, unit=event.unit, detail="")
-        stage = self._stages[event.stage]
-        self._bars.update(stage, completed=event.done, total=event.total, detail=event.detail)
-
-    def close(self) -> None:
-        """Leave the bars as they stand."""
-        if self._bars is not None:
-            self._bars.stop()
+        if stages:
+            bars.stop()
 
 
 def _bars() -> Bars:
@@ -63,7 +48,7 @@ def _bars() -> Bars:
     from rich.text import Text
 
     class Rate(ProgressColumn):
-        """Bytes, or whatever is counted, a second."""
+        """What is counted, a second."""
 
         def render(self, task: Task) -> Text:
             """Show the rate."""
@@ -78,11 +63,9 @@ def _bars() -> Bars:
 
 
 def _rate(speed: float | None, unit: str) -> str:
-    from rich.filesize import decimal, pick_unit_and_suffix
+    from rich.filesize import pick_unit_and_suffix
 
     if speed is None:
         return ""
-    if unit == "bytes":
-        return f"{decimal(int(speed))}/s"
-    size, suffix = pick_unit_and_suffix(int(speed), ["", " k", " M", " G"], 1000)
-    return f"{speed / size:.1f}{suffix} {unit}/s"
+    size, prefix = pick_unit_and_suffix(int(speed), ["", "k ", "M ", "G "], 1000)
+    return f"{speed / size:.1f} {prefix.strip() + 'B' if unit == 'bytes' else prefix + unit}/s"

@@ -1,7 +1,5 @@
 """`surgeon recipes`: working recipes to read, copy and own."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """`surgeon schema`: the JSON Schema of a recipe."""
 
-from __future__ import annotations
-
 import surgeon
 from surgeon_cli import output
 

@@ -1,7 +1,5 @@
 """`surgeon show`: what a checkpoint or adapter holds."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

@@ -1,7 +1,5 @@
 """`surgeon verify`: prove what a folder holds."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

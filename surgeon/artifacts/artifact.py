@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from surgeon.errors import CheckpointError
 
@@ -20,9 +21,9 @@ class Artifact:
 
     kind: ClassVar[str] = "artifact"
     tensors: Mapping[str, Tensor]
-    about: Mapping[str, str]
+    about: Mapping[str, Any]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """blake3 of the kind, names, dtypes, shapes and bytes (hex)."""
         from blake3 import blake3
@@ -39,12 +40,17 @@ class Artifact:
     def __hash__(self) -> int:
         return hash(self.digest)
 
-    def save(self, path: Path) -> None:
-        """Write the one-file form."""
-        from safetensors.torch import save_file
+    def to_bytes(self) -> bytes:
+        """The one-file form."""
+        from safetensors.torch import save
 
         head = {"kind": self.kind, "about": dict(self.about)}
-        save_file(dict(self.tensors), path, metadata={"surgeon": json.dumps(head, sort_keys=True)})
+        tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
+        return save(tensors, metadata={"surgeon": json.dumps(head, sort_keys=True, default=str)})
+
+    def save(self, path: Path) -> None:
+        """Write the one-file form."""
+        path.write_bytes(self.to_bytes())
 
     @classmethod
     def load(cls, path: Path) -> Self:

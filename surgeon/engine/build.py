@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import errno
+import json
+from collections.abc import Mapping
+from contextlib import closing
+from copy import deepcopy
 from pathlib import Path
 
+import torch
 from blake3 import blake3
 
+from surgeon.artifacts.artifact import Artifact
 from surgeon.engine.card import model_card
 from surgeon.engine.events import Listener
 from surgeon.engine.journal import Journal, Record
-from surgeon.engine.receipt import NAME, Receipt, input_files, plan_key, receipt_content, to_json
+from surgeon.engine.reading import DiskReader, Files
+from surgeon.engine.receipt import NAME, Receipt, input_files, plan_key, receipt_content
 from surgeon.engine.run import run
 from surgeon.engine.workspace import Workspace
 from surgeon.errors import OutputError, SurgeonError
 from surgeon.planning.plan import Plan
+from surgeon.store.header import Stored
 from surgeon.store.layout import same_as_source
 from surgeon.store.side_files import side_files
 from surgeon.store.writer import FolderWriter
+from surgeon.tensors import FLOATS
+
+_DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
 def build(
@@ -26,44 +37,41 @@ def build(
     *,
     given: str | None,
     resolved: str,
+    artifacts: Mapping[str, Artifact] | None = None,
     overwrite: bool = False,
     resume: bool | None = None,
     listener: Listener | None = None,
 ) -> Receipt:
-    """Run a plan into OUT. An interrupted or failed-for-space build stays resumable; bad input leaves nothing."""
+    """Run a plan into OUT. An interrupted or failed-for-space build stays resumable; bad input leaves nothing.
+
+    `artifacts` are kept in OUT/surgeon/ under their names, which `resolved` refers to.
+    """
     inputs = {source.root for source in plan.sources.values()} | input_files(plan)
     key = plan_key(plan, resolved)
     with Workspace(out, key, overwrite=overwrite, resume=resume, inputs=sorted(inputs)) as workspace:
-        writer = FolderWriter(workspace.folder, plan.layout)
         try:
             _refuse_foreign(workspace.out)
-            writer.create()
-            _check_finished(plan, writer, workspace.journal)
-            copied = _copy_whole_files(plan, writer, workspace.journal)
-            done = run(plan, writer, workspace.journal, listener, copied)
-            content = _finish(plan, writer, done, given, resolved)
+            with closing(FolderWriter(workspace.folder, plan.layout)) as writer:
+                writer.create()
+                _check_finished(plan, workspace.folder, workspace.journal)
+                copied = _copy_whole_files(plan, writer, workspace.journal)
+                done = run(plan, writer, workspace.journal, listener, copied)
+                content = _finish(plan, writer, done, given, resolved, artifacts or {})
         except SurgeonError as error:
-            writer.close()
             if not _resumable(error):
                 workspace.discard()
             raise
-        finally:
-            writer.close()
         workspace.commit()
         return Receipt(workspace.out / NAME, content)
 
 
 def _refuse_foreign(out: Path) -> None:
     """Only a checkpoint may be overwritten: a mistyped OUT must not cost a home or a project folder."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out.is_dir() and any(map(_is_weights, out.iterdir()))):
+    names = [path.name for path in out.iterdir()] if out.is_dir() else []
+    known = any(name == NAME or name.endswith((".safetensors", ".safetensors.index.json")) for name in names)
+    if out.exists() and not known and (names or not out.is_dir()):
         hint = "choose another output folder, or remove this one yourself"
         raise OutputError(f"{out} is no checkpoint, and only a checkpoint is overwritten", hint=hint)
-
-
-def _is_weights(path: Path) -> bool:
-    return path.name == NAME or path.name.endswith((".safetensors", ".safetensors.index.json"))
 
 
 def _resumable(error: SurgeonError) -> bool:
@@ -72,9 +80,16 @@ def _resumable(error: SurgeonError) -> bool:
     return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
-def _check_finished(plan: Plan, writer: FolderWriter, journal: Journal) -> None:
+def _check_finished(plan: Plan, folder: Path, journal: Journal) -> None:
     """Hash again what the journal calls finished; what does not match is forgotten."""
-    good = [record for record in journal.read().values() if _matches(plan, writer, record)]
+    good = []
+    with closing(Files()) as files:
+        reader = DiskReader(files, torch.device("cpu"))
+        for record in journal.read().values():
+            place = plan.layout.tensors[record.tensor]
+            reader.begin()
+            if reader.digest_of(Stored(folder / place.file, place.offset, place.spec)) == record.digest:
+                good.append(record)
     journal.restart(good)
 
 
@@ -92,34 +107,30 @@ def _copy_whole_files(plan: Plan, writer: FolderWriter, journal: Journal) -> fro
     return frozenset(copied)
 
 
-def _matches(plan: Plan, writer: FolderWriter, record: Record, at_once: int = 8 << 20) -> bool:
-    place = plan.layout.tensors.get(record.tensor)
-    if place is None:
-        return False
-    hasher, size = blake3(), place.spec.nbytes
-    for start in range(0, size, at_once):
-        hasher.update(writer.read(record.tensor, start, min(at_once, size - start)))
-    return hasher.hexdigest() == record.digest
-
-
 def _finish(
-    plan: Plan, writer: FolderWriter, done: dict[str, Record], given: str | None, resolved: str
-) -> dict[str, object]:
+    plan: Plan, writer: FolderWriter, done: dict[str, Record], given: str | None, resolved: str,
+    artifacts: Mapping[str, Artifact],
+) -> dict[str, object]:  # fmt: skip
     sides = [(path, path.relative_to(plan.files_from.root).as_posix()) for path in side_files(plan.files_from)]
-    texts = config_changes(plan)
+    texts = _config_changes(plan)
     hashes = {name: blake3(texts.get(name) or path.read_bytes()).digest() for path, name in sides}
-    content = receipt_content(plan, done, given, resolved, hashes)
-    texts |= {NAME: to_json(content), "README.md": model_card(plan, resolved).encode()}
+    content = receipt_content(plan, done, given, resolved, hashes, artifacts)
+    texts |= {NAME: _json(content, 1), "README.md": model_card(plan, resolved).encode()}
+    texts |= {f"surgeon/{name}": artifact.to_bytes() for name, artifact in artifacts.items()}
     writer.finish(sides, texts | {"surgeon/recipe.yaml": resolved.encode()})
     return content
 
 
-def config_changes(plan: Plan) -> dict[str, bytes]:
-    """Side files that a change of dtype rewrites: config.json names the dtype of the weights, under both its names."""
-    from surgeon.engine.config import with_dtype
+def _config_changes(plan: Plan) -> dict[str, bytes]:
+    """config.json where a reshape changes it, or a cast the dtype it names (under both names); all else as written."""
+    config, dtype = deepcopy(plan.files_from.config), plan.recipe.output.dtype
+    changed = {**config, **plan.config}
+    if dtype is not None and config:
+        for part in (changed, *(part for part in changed.values() if isinstance(part, dict))):
+            if part is changed or any(key in part for key in _DTYPE_KEYS):
+                part |= dict.fromkeys(_DTYPE_KEYS, FLOATS[dtype])
+    return {} if changed == plan.files_from.config else {"config.json": _json(changed, 2)}
 
-    path = plan.files_from.root / "config.json"
-    if plan.recipe.output.dtype is None or plan.files_from.single_file or not path.is_file():
-        return {}
-    changed = with_dtype(path.read_bytes(), plan.recipe.output.dtype)
-    return {} if changed is None else {"config.json": changed}
+
+def _json(value: object, indent: int) -> bytes:
+    return (json.dumps(value, indent=indent, ensure_ascii=False) + "\n").encode()

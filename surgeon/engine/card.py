@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
 from surgeon.planning.plan import Plan
 from surgeon.store.checkpoint import Checkpoint
@@ -16,13 +16,12 @@ def model_card(plan: Plan, resolved: str) -> str:
     """README.md: metadata (base models, relation, tags, the base's licence), what was changed, and the recipe."""
     hub = [source.ref.partition("@")[0] for source in plan.sources.values() if source.revision]
     models = [source for source in plan.sources.values() if isinstance(source, Checkpoint)]
-    kept = _metadata_of(plan.files_from)
     data = ModelCardData(
         base_model=hub or None,
         base_model_relation=("merge" if len(plan.sources) > 1 else "finetune") if hub else None,
         library_name="transformers" if "architectures" in plan.files_from.config else None,
         tags=["surgeon", *(["merge"] if len(plan.sources) > 1 else [])],
-        **kept,
+        **_metadata_of(plan.files_from),
     )
     computed = [target for target in plan.targets if target.action == "compute"]
     inputs = "\n".join(f"- `{model}`: {source.ref}" for model, source in plan.sources.items())
@@ -38,8 +37,6 @@ def _metadata_of(checkpoint: Checkpoint) -> dict[str, Any]:
     path = checkpoint.root / "README.md"
     if checkpoint.single_file or not path.is_file():
         return {}
-    from huggingface_hub import ModelCard
-
     try:
         data = ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
     except (ValueError, UnicodeDecodeError):

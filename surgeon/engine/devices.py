@@ -9,14 +9,8 @@ from surgeon.errors import RefusedError
 
 def available() -> tuple[str, ...]:
     """The kinds of device this machine offers, best first."""
-    found = []
-    if torch.cuda.is_available():
-        found.append("cuda")
-    if hasattr(torch, "xpu") and torch.xpu.is_available():
-        found.append("xpu")
-    if torch.backends.mps.is_available():
-        found.append("mps")
-    return (*found, "cpu")
+    kinds = {"cuda": torch.cuda, "xpu": torch.xpu, "mps": torch.backends.mps}
+    return (*(kind for kind, module in kinds.items() if module.is_available()), "cpu")
 
 
 def choose(name: str) -> torch.device:

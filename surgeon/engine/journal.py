@@ -8,46 +8,45 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
-from surgeon.store.writer import disk_errors, sync_path
+from surgeon.store.files import disk_errors, sync_path, write_all
 
 
 @dataclass(frozen=True)
 class Record:
-    """A finished tensor: blake3 of its written bytes, and of each input tensor (by its place on disk) read for it."""
+    """A finished tensor: blake3 of its written bytes, and of each input tensor (by its place on disk) read for it.
+
+    `left` is, where a zero is promised, ‖QᵀW‖ before and in the bytes written.
+    """
 
     tensor: str
     digest: str
-    inputs: Mapping[str, str]
+    inputs: dict[str, str]
+    left: tuple[float, float] | None = None
 
 
 class Journal:
-    """An open journal; made by `create` or `open`."""
+    """An open journal, made by `create` or `open`; for one thread."""
 
-    def __init__(self, path: Path, fd: int, end: int, key: str, records: Mapping[str, Record]) -> None:
+    def __init__(self, path: Path, file: FileIO, key: str, end: int = 0, records: Iterable[Record] = ()) -> None:
         self.key = key
         self._path = path
-        self._fd: int | None = fd
+        self._file = file
         self._end = end
-        self._records = dict(records)
-        self._lock = threading.Lock()
+        self._records = {record.tensor: record for record in records}
 
     @classmethod
     def create(cls, path: Path, key: str) -> Journal:
         """Starts an empty journal, in place of any that is there."""
         with disk_errors("starting the journal", path):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-            journal = cls(path, fd, 0, key, {})
-            try:
-                journal._add(_line({"key": key}))
-                sync_path(path.parent)
-            except OSError:
-                journal.close()
-                raise
+            journal = cls(path, FileIO(path, "w+"), key)
+            journal._add(_line({"key": key}))
+            sync_path(path.parent)
         return journal
 
     @classmethod
@@ -59,54 +58,44 @@ class Journal:
             whole, end = _whole_lines(path.read_bytes())
             if not whole or not isinstance(key := whole[0].get("key"), str):
                 return None
-            fd = os.open(path, os.O_RDWR)
-            os.ftruncate(fd, end)
-        records = [Record(line["tensor"], line["digest"], line["inputs"]) for line in whole[1:]]
-        return cls(path, fd, end, key, {record.tensor: record for record in records})
+            file = FileIO(path, "r+")
+            file.truncate(end)
+        return cls(path, file, key, end, (Record(**line) for line in whole[1:]))
 
     def read(self) -> dict[str, Record]:
         """The latest record of every finished tensor."""
-        with self._lock:
-            return dict(self._records)
+        return dict(self._records)
 
     def append(self, records: Iterable[Record]) -> None:
         """Adds records and waits until they are on the disk; the data they speak of must have been synced before."""
         new = {record.tensor: record for record in records}
-        with self._lock, disk_errors("writing the journal", self._path):
-            self._add(b"".join(map(_record_line, new.values())))
-            self._records |= new
+        with disk_errors("writing the journal", self._path):
+            self._add(b"".join(_line(vars(record)) for record in new.values()))
+        self._records |= new
 
     def restart(self, records: Iterable[Record]) -> None:
         """Keeps only these records, as after a resumed build was checked; does nothing when all are kept."""
         kept = {record.tensor: record for record in records}
         if kept.keys() == self._records.keys():
             return
-        with self._lock, disk_errors("writing the journal", self._path):
-            if self._fd is None:
-                raise ValueError("the journal is closed")
-            os.ftruncate(self._fd, 0)
+        with disk_errors("writing the journal", self._path):
+            self._file.truncate(0)
             self._end, self._records = 0, kept
-            self._add(_line({"key": self.key}) + b"".join(map(_record_line, kept.values())))
+            self._add(b"".join(map(_line, [{"key": self.key}, *map(vars, kept.values())])))
 
     def close(self) -> None:
         """Closes the file; a second call does nothing."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        self._file.close()
 
     def _add(self, data: bytes) -> None:
-        if self._fd is None:
-            raise ValueError("the journal is closed")
+        """Write and sync at the end; where that fails, what was written of it is cut off again."""
         try:
-            rest, at = memoryview(data), self._end
-            while rest:
-                written = os.pwrite(self._fd, rest, at)
-                rest, at = rest[written:], at + written
-            os.fsync(self._fd)
+            write_all(self._file.fileno(), memoryview(data), self._end)
+            os.fsync(self._file.fileno())
         except OSError:
-            os.ftruncate(self._fd, self._end)
+            self._file.truncate(self._end)
             raise
-        self._end = at
+        self._end += len(data)
 
 
 def _checksum(text: bytes) -> bytes:
@@ -118,11 +107,7 @@ def _line(content: Mapping[str, object]) -> bytes:
     return _checksum(text) + b" " + text + b"\n"
 
 
-def _record_line(record: Record) -> bytes:
-    return _line({"tensor": record.tensor, "digest": record.digest, "inputs": dict(record.inputs)})
-
-
-def _whole_lines(data: bytes) -> tuple[list[dict], int]:
+def _whole_lines(data: bytes) -> tuple[list[dict[str, Any]], int]:
     """The contents of the lines before the first broken one, and where they end."""
     contents, end = [], 0
     while (stop := data.find(b"\n", end)) >= 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from surgeon.planning.evaluation import Evaluator, Known, measured, pieces
@@ -11,26 +11,18 @@ from surgeon.planning.step import Key, Step, Target
 from surgeon.space.kernels import kernel_named
 from surgeon.space.statistics import Statistic
 
-Steps = Mapping[Key, Step]
-
-
-def local(steps: Steps, key: Key) -> Iterator[tuple[Step, str, Statistic]]:
-    """The statistics below a value that look at one tensor each."""
-    for step in measured(steps, key):
-        for name, statistic in kernel_named(step.kernel).statistics.items():
-            if statistic.over(step.values) == "tensor":
-                yield step, name, statistic
-
 
 def measure_tensor(evaluator: Evaluator, key: Key, block: int, tick: Callable[[int], None]) -> None:
-    """Run the local statistics below one value, operands first; results go into the evaluator's `known`."""
-    for step, name, statistic in local(evaluator.steps, key):
-        known = begin(step, statistic, step.spec.count)
-        for _ in range(statistic.rounds):
-            partials: dict[Any, Any] = {}
-            observe(evaluator, step, statistic, known, partials, block, tick)
-            known = statistic.conclude(known, partials)
-        evaluator.known[step.key, name] = known
+    """Run the statistics below one value that look at one tensor each, operands first, into the evaluator's `known`."""
+    for step in measured(evaluator.steps, key):
+        for name, statistic in kernel_named(step.kernel).statistics.items():
+            if statistic.over(step.values) == "tensor":
+                known = begin(step, statistic, step.spec.count)
+                for _ in range(statistic.rounds):
+                    partials: dict[Any, Any] = {}
+                    observe(evaluator, step, statistic, known, partials, block, tick)
+                    known = statistic.conclude(known, partials)
+                evaluator.known[step.key, name] = known
 
 
 def observe(
@@ -49,8 +41,8 @@ def observe(
 
 
 def measure_model(
-    steps: Steps, targets: Sequence[Target], evaluator_for: Callable[[Target, Known], Evaluator], block: int,
-    tick: Callable[[int], None],
+    steps: Mapping[Key, Step], targets: Sequence[Target], evaluator_for: Callable[[Target, Known], Evaluator],
+    block: int, tick: Callable[[int], None],
 ) -> Known:  # fmt: skip
     """Run the statistics that span the model, one node after another."""
     results: Known = {}

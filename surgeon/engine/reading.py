@@ -2,51 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import threading
-from pathlib import Path
-
 import torch
 from blake3 import blake3
 from torch import Tensor
 
-from surgeon.errors import RunError
+from surgeon.store.files import Files
 from surgeon.store.header import Stored
 from surgeon.tensors import BITS, torch_dtype
 
+__all__ = ["DiskReader", "Files"]
+
 _HASH_AT_ONCE = 4 << 20
-
-
-class Files:
-    """Open input files, shared by all workers."""
-
-    def __init__(self) -> None:
-        self._fds: dict[Path, int] = {}
-        self._lock = threading.Lock()
-
-    def fill(self, stored: Stored, start: int, buffer: memoryview) -> None:
-        """Read bytes of a tensor from byte `start` on until the buffer is full."""
-        fd, offset, filled = self._open(stored.file), stored.offset + start, 0
-        while filled < len(buffer):
-            count = os.preadv(fd, [buffer[filled:]], offset + filled)
-            if not count:
-                raise RunError(f"{stored.file} ended early", hint="it changed while it was read: fetch it again")
-            filled += count
-
-    def close(self) -> None:
-        """Close all files."""
-        with self._lock:
-            while self._fds:
-                os.close(self._fds.popitem()[1])
-
-    def _open(self, path: Path) -> int:
-        with self._lock:
-            if path not in self._fds:
-                try:
-                    self._fds[path] = os.open(path, os.O_RDONLY)
-                except OSError as error:
-                    raise RunError(f"{path} cannot be read: {error.strerror}") from error
-            return self._fds[path]
 
 
 class _Digest:

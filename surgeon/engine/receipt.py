@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from blake3 import blake3
 
@@ -17,12 +17,14 @@ from surgeon.artifacts.artifact import Artifact
 from surgeon.engine.devices import choose
 from surgeon.engine.journal import Record
 from surgeon.planning.plan import Plan
+from surgeon.planning.step import Target
 from surgeon.store.adapter import Adapter
 from surgeon.store.checkpoint import Checkpoint
 from surgeon.store.header import Stored, read_header
 from surgeon.tensors import human_bytes
+from surgeon.version import VERSION
 
-VERSION = 1
+FORMAT = 1
 NAME = "surgeon.json"
 
 
@@ -49,12 +51,17 @@ class Receipt:
 
 
 def receipt_content(
-    plan: Plan, done: Mapping[str, Record], given: str | None, resolved: str, side: Mapping[str, bytes]
+    plan: Plan,
+    done: Mapping[str, Record],
+    given: str | None,
+    resolved: str,
+    side: Mapping[str, bytes],
+    artifacts: Mapping[str, Artifact],
 ) -> dict[str, Any]:
-    """The receipt of a finished plan. `side` holds the blake3 of every side file by name."""
+    """The receipt of a finished plan. `side` holds the blake3 of every side file, `artifacts` what lies in surgeon/."""
     names = _input_names(plan)
     return {
-        "version": VERSION,
+        "version": FORMAT,
         "recipe": {"given": given, "resolved": resolved},
         "inputs": [_input(name, source) for name, source in _named(plan)],
         "files": {
@@ -71,16 +78,31 @@ def receipt_content(
             for target in plan.targets
         },
         "dropped": list(plan.dropped),
-        "invariants": [],
+        "artifacts": {name: artifact.digest for name, artifact in sorted(artifacts.items())},
+        "invariants": [
+            described(target, done[target.name].left, artifacts) for target in plan.targets if target.promise
+        ],
         "tier": plan.tier,
         "made_with": made_with(plan),
+    }  # fmt: skip
+
+
+def described(target: Target, left: Sequence[float] | None, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    """A promise as the receipt holds it: ‖QᵀW‖ before the edit and in the bytes written, and what Q is made of."""
+    promise, names = target.promise, {artifact.digest: name for name, artifact in artifacts.items()}
+    assert promise is not None
+    assert left is not None
+    return {
+        "tensor": target.name, "zero": "QᵀW", "edit": promise.edit, "axis": promise.axis,
+        "directions": [{"file": names[held.digest], "point": point} for held, point in promise.directions],
+        "gains": list(promise.gains), "gain": promise.gain, "before": left[0], "after": left[1],
     }  # fmt: skip
 
 
 def made_with(plan: Plan) -> dict[str, str]:
     """What a tier-B result's bytes depend on: versions, CPU capability or device."""
     device = choose(plan.options.device)
-    about = {name: importlib.metadata.version(name) for name in ("model-surgeon", "torch", "numpy") if _installed(name)}
+    about = {"model-surgeon": VERSION, "torch": str(torch.__version__), "numpy": numpy.__version__}
     about |= {"python": platform.python_version(), "machine": platform.machine(), "device": device.type}
     if device.type == "cpu":
         about["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
@@ -97,30 +119,26 @@ def plan_key(plan: Plan, resolved: str) -> str:
     for path in sorted(input_files(plan)):
         status = path.stat()
         hasher.update(f"\0{path}\0{status.st_size}\0{status.st_mtime_ns}".encode())
-    settings = (value for step in plan.steps.values() for _, value in step.settings)
-    for digest in sorted({value.digest for value in settings if isinstance(value, Artifact)}):
+    for digest in sorted({artifact.digest for artifact in _artifacts(plan)}):
         hasher.update(digest.encode())
     for file in plan.layout.files:
         hasher.update(file.name.encode() + b"\0" + file.header)
     return hasher.hexdigest()
 
 
+def _artifacts(plan: Plan) -> Iterator[Artifact]:
+    """The artifacts of a plan's settings, however often each is used."""
+    seen: dict[int, Artifact] = {}
+    for step in plan.steps.values():
+        for name, value in step.settings:
+            held = [one for one, _ in value] if name == "directions" else [value]
+            seen |= {id(one): one for one in held if isinstance(one, Artifact)}
+    yield from seen.values()
+
+
 def input_files(plan: Plan) -> set[Path]:
     """Every weight file the plan may read."""
     return {stored.file for source in plan.sources.values() for _, stored in stored_tensors(source)}
-
-
-def to_json(content: Mapping[str, Any]) -> bytes:
-    """A receipt's bytes."""
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def _installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _input(name: str, source: Checkpoint | Adapter) -> dict[str, Any]:

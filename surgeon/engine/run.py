@@ -1,24 +1,22 @@
-"""Runs a plan: workers over output tensors, the largest first; a flusher that makes finished ones durable."""
+"""Runs a plan: threads over output tensors, the largest first, while the caller's makes finished ones durable."""
 
 from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager
 
 import torch
 
-from surgeon.engine.allocator import keep_freed_blocks
 from surgeon.engine.devices import choose
 from surgeon.engine.events import Listener, Progress
 from surgeon.engine.journal import Journal, Record
 from surgeon.engine.measure import measure_model
 from surgeon.engine.reading import DiskReader, Files
-from surgeon.engine.sink import Sink
-from surgeon.engine.threads import one_torch_thread
-from surgeon.engine.work import Stopped, Worker
+from surgeon.engine.threads import keep_freed_blocks, one_torch_thread
+from surgeon.engine.work import Sink, Stopped, Worker
 from surgeon.planning.evaluation import Evaluator, Known, rounds
 from surgeon.planning.plan import Plan
 from surgeon.planning.step import Target
@@ -27,36 +25,22 @@ from surgeon.planning.step import Target
 _FLUSH_SECONDS = 0.5
 
 
-class _Run:
-    """The state shared by the threads of one run."""
+class _Ticker:
+    """Tells the listener of elements done; raises Stopped in every thread once `stop` is set."""
 
-    def __init__(self, plan: Plan, listener: Listener | None, todo: list[Target]) -> None:
-        self.plan = plan
-        self.listener = listener
-        self.waiting = queue.SimpleQueue[Target]()
-        for target in sorted(todo, key=lambda target: -target.spec.count):
-            self.waiting.put(target)
-        self.finished: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
+    def __init__(self, total: int, listener: Listener | None) -> None:
         self.stop = threading.Event()
-        self.errors: list[BaseException] = []
-        self._lock = threading.Lock()
+        self._total, self._listener = total, listener
         self._done = 0
-        self._total = sum(_looks(plan, target) * target.spec.count for target in todo)
+        self._lock = threading.Lock()
 
-    def tick(self, count: int) -> None:
-        """Note elements done, tell the listener, and leave when the run is given up."""
+    def __call__(self, count: int) -> None:
         if self.stop.is_set():
             raise Stopped
-        if self.listener is not None:
+        if self._listener is not None:
             with self._lock:
                 self._done = min(self._done + count, self._total)
-                self.listener(Progress("apply", self._done, self._total, "elements"))
-
-    def fail(self, error: BaseException) -> None:
-        """Keep the first error and stop the others."""
-        with self._lock:
-            self.errors.append(error)
-        self.stop.set()
+                self._listener(Progress("apply", self._done, self._total, "elements"))
 
 
 def run(
@@ -72,92 +56,67 @@ def run(
 
     KeyboardInterrupt leaves what is finished durable and in the journal.
     """
-    done: dict[str, Record] = dict(journal.read()) if journal is not None else {}
+    done = {} if journal is None else journal.read()
     todo = [target for target in plan.targets if target.name not in done]
-    state = _Run(plan, listener, todo)
-    files = Files()
+    tick = _Ticker(sum(_looks(plan, target) * target.spec.count for target in todo), listener)
+    device = choose(plan.options.device)
     keep_freed_blocks()
-    with one_torch_thread():
-        try:
-            device = choose(plan.options.device)
-            worker = Worker(plan, files, sink, device, _spanning(plan, todo, files, device, state), state.tick, copied)
-            flusher = threading.Thread(target=_flush, args=(state, sink, journal, done), name="surgeon-flush")
-            flusher.start()
-            try:
-                _work(state, worker)
-            finally:
-                state.finished.put(None)
-                flusher.join()
-        finally:
-            files.close()
-    if state.errors:
-        raise state.errors[0]
+    with one_torch_thread(), closing(Files()) as files:
+        known = _spanning(plan, files, device, tick) if todo else {}
+        _work(Worker(plan, files, sink, device, known, tick, copied), todo, tick.stop, journal, done)
     return done
 
 
-def _work(state: _Run, worker: Worker) -> None:
-    threads = [
-        threading.Thread(target=_loop, args=(state, worker), name=f"surgeon-{i}") for i in range(state.plan.workers)
-    ]
-    for thread in threads:
-        thread.start()
+def _work(
+    worker: Worker, todo: list[Target], stop: threading.Event, journal: Journal | None, done: dict[str, Record]
+) -> None:
+    """Run the targets on the plan's threads; whatever ends it, all that is finished is in `done`."""
+    waiting: queue.SimpleQueue[Target | None] = queue.SimpleQueue()
+    finished: list[Record] = []
+    workers = worker.plan.workers
+    for target in (*sorted(todo, key=lambda target: -target.spec.count), *[None] * workers):
+        waiting.put(target)
+    pool = ThreadPoolExecutor(workers, "surgeon")
+    loops = [pool.submit(_loop, worker, waiting, finished) for _ in range(workers)]
     try:
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(0.1)
-    except BaseException:
-        state.stop.set()
-        for thread in threads:
-            thread.join()
-        raise
+        while (state := wait(loops, _FLUSH_SECONDS, FIRST_EXCEPTION)).not_done:
+            _flush(worker, journal, finished, done)
+            if any(loop.exception() for loop in state.done):
+                break
+    finally:
+        stop.set()
+        pool.shutdown()
+        _flush(worker, journal, finished, done)
+    errors = [error for loop in loops if (error := loop.exception()) is not None]
+    for error in sorted(errors, key=lambda error: isinstance(error, Stopped)):
+        raise error
 
 
-def _loop(state: _Run, worker: Worker) -> None:
+def _loop(worker: Worker, waiting: queue.SimpleQueue[Target | None], finished: list[Record]) -> None:
     torch.set_num_threads(1)
     reader = DiskReader(worker.files, worker.device)
-    try:
-        with torch.no_grad(), _stream(worker.device):
-            while not state.stop.is_set():
-                state.finished.put(worker.run(state.waiting.get_nowait(), reader))
-    except (queue.Empty, Stopped):
-        return
-    except BaseException as error:
-        state.fail(error)
+    with torch.no_grad(), _stream(worker.device):
+        for target in iter(waiting.get, None):
+            finished.append(worker.run(target, reader))
 
 
-def _flush(state: _Run, sink: Sink, journal: Journal | None, done: dict[str, Record]) -> None:
-    places = state.plan.layout.tensors
-    ended = False
-    while not ended:
-        batch: list[Record] = []
-        deadline = time.monotonic() + _FLUSH_SECONDS
-        while not ended and (left := deadline - time.monotonic()) > 0:
-            try:
-                record = state.finished.get(timeout=left)
-            except queue.Empty:
-                break
-            ended = record is None
-            batch += [record] if record is not None else []
-        try:
-            if journal is not None and batch:
-                sink.sync({places[record.tensor].file for record in batch})
-                journal.append(batch)
-            done |= {record.tensor: record for record in batch}
-        except BaseException as error:
-            state.fail(error)
-            return
+def _flush(worker: Worker, journal: Journal | None, finished: list[Record], done: dict[str, Record]) -> None:
+    """Sync what is finished and not yet `done`, then journal it."""
+    batch = [record for record in finished if record.tensor not in done]
+    if journal is not None and batch:
+        worker.sink.sync({worker.plan.layout.tensors[record.tensor].file for record in batch})
+        journal.append(batch)
+    done |= {record.tensor: record for record in batch}
 
 
-def _spanning(plan: Plan, todo: list[Target], files: Files, device: torch.device, state: _Run) -> Known:
+def _spanning(plan: Plan, files: Files, device: torch.device, tick: _Ticker) -> Known:
     def evaluator_for(target: Target, known: Known) -> Evaluator:
         reader = DiskReader(files, device)
         reader.begin()
         return Evaluator(plan.steps, reader, known)
 
-    if not todo:
-        return {}
     with torch.no_grad():
-        return measure_model(plan.steps, plan.targets, evaluator_for, plan.options.block_elements, state.tick)
+        return measure_model(plan.steps, plan.targets, evaluator_for, plan.options.block_elements, tick)
 
 
 def _looks(plan: Plan, target: Target) -> int:

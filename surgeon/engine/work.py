@@ -2,29 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from blake3 import blake3
 from torch import Tensor
 
+from surgeon.engine.invariants import Left
 from surgeon.engine.journal import Record
 from surgeon.engine.measure import measure_tensor
 from surgeon.engine.reading import DiskReader, Files
-from surgeon.engine.sink import Sink
 from surgeon.errors import RunError, SurgeonError
-from surgeon.planning.evaluation import Evaluator, Known, ranges
+from surgeon.planning.evaluation import Evaluator, Known, ranges, tile_elements
 from surgeon.planning.plan import Plan
-from surgeon.planning.step import Step, Target, below
+from surgeon.planning.step import Target, below
 from surgeon.store.header import Stored
 from surgeon.tensors import BITS, torch_dtype
 
 _COMPARE_AT_ONCE = 4 << 20
 
 
+def _pieces(target: Target, block: int) -> Iterator[tuple[int, int]]:
+    """Blocks of a tensor; of one that is measured as it is written, tiles of whole rows."""
+    count = target.spec.count
+    if target.promise is None:
+        yield from ranges(count, block)
+    else:
+        size = tile_elements(target.spec.shape)
+        yield from ((start, min(start + size, count)) for start in range(0, count, size))
+
+
 class Stopped(Exception):
     """The build is being given up."""
+
+
+class Sink(Protocol):
+    """Takes output tensors in any order, from several threads: an output folder, or whatever else has room for them."""
+
+    def write(self, tensor: str, start: int, data: memoryview) -> None:
+        """Bytes of a tensor, from byte `start` on."""
+        ...
+
+    def copy(self, tensor: str, source: Stored) -> None:
+        """A whole tensor's bytes, as they lie elsewhere."""
+        ...
+
+    def sync(self, files: Iterable[str]) -> None:
+        """Return when what was written to these files is safe."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -45,13 +72,14 @@ class Worker:
     def run(self, target: Target, reader: DiskReader) -> Record:
         """Make one output tensor. Errors name it."""
         try:
-            digest = self._copy(target, reader) if target.action == "copy" else self._compute(target, reader)
+            copied = target.action == "copy"
+            digest, left = (self._copy(target, reader), None) if copied else self._compute(target, reader)
         except (SurgeonError, Stopped):
             raise
         except (ValueError, ArithmeticError, RuntimeError) as error:
             raise RunError(f"{target.name} ({target.reason}): {error}") from error
         read = {stored.place: found for stored, found in reader.digests().items()}
-        return Record(target.name, digest, read)
+        return Record(target.name, digest, read, left)
 
     def _copy(self, target: Target, reader: DiskReader) -> str:
         assert target.stored is not None
@@ -77,21 +105,25 @@ class Worker:
                     hint="models can be merged only where such tensors agree",
                 )
 
-    def _compute(self, target: Target, reader: DiskReader) -> str:
+    def _compute(self, target: Target, reader: DiskReader) -> tuple[str, tuple[float, float] | None]:
         stored = tuple(step.stored for step in below(self.plan.steps, target.key) if step.stored is not None)
         reader.begin(tuple(dict.fromkeys(stored)) if target.resident else ())
         evaluator = Evaluator(self.plan.steps, reader, dict(self.known))
         block = self.plan.options.block_elements
         measure_tensor(evaluator, target.key, block, self.tick)
         hasher, size = blake3(), BITS[target.spec.dtype] // 8
-        for start, stop in ranges(target.spec.count, block):
+        left = Left(target.promise, evaluator, target.spec.shape) if target.promise is not None else None
+        for start, stop in _pieces(target, block):
             value = evaluator.value(target.key, start, stop)
             self._check(target, value, evaluator, start, stop)
-            data = memoryview(value.to(torch_dtype(target.spec.dtype)).cpu().view(torch.uint8).numpy())
+            stored = value.to(torch_dtype(target.spec.dtype))
+            if left is not None:
+                left.add(stored, start)
+            data = memoryview(stored.cpu().view(torch.uint8).numpy())
             hasher.update(data)
             self.sink.write(target.name, start * size, data)
             self.tick(stop - start)
-        return hasher.hexdigest()
+        return hasher.hexdigest(), left and left.norms()
 
     def _check(self, target: Target, value: Tensor, evaluator: Evaluator, start: int, stop: int) -> None:
         """Refuse NaN and infinity, and what the output dtype cannot hold. A finite sum says all are finite."""
@@ -105,15 +137,13 @@ class Worker:
             )
 
     def _blame(self, target: Target, evaluator: Evaluator, start: int, stop: int) -> RunError:
+        """The error that names the input with NaN or infinity, or says that the result itself overflows."""
         for step in below(self.plan.steps, target.key):
-            if step.stored is not None and not self._finite(step, evaluator, start, stop):
-                return RunError(
-                    f"{step.key.tensor.partition(chr(0))[0]} in {step.stored.file} holds NaN or infinity",
-                    hint="repair that file, or insist with --allow-nan",
-                )
+            if step.stored is None:
+                continue
+            name, _, part = step.key.tensor.partition("\0")
+            value = evaluator.whole(step.key) if part else evaluator.value(step.key, start, stop)
+            if not torch.isfinite(value).all():
+                found = f"{name} in {step.stored.file} holds NaN or infinity"
+                return RunError(found, hint="repair that file, or insist with --allow-nan")
         return RunError(f"{target.name} ({target.reason}) overflows: the result is NaN or infinite")
-
-    def _finite(self, step: Step, evaluator: Evaluator, start: int, stop: int) -> bool:
-        aligned = "\0" not in step.key.tensor
-        value = evaluator.value(step.key, start, stop) if aligned else evaluator.whole(step.key)
-        return bool(torch.isfinite(value).all())

@@ -18,7 +18,7 @@ from types import TracebackType
 
 from surgeon.engine.journal import Journal
 from surgeon.errors import OutputError
-from surgeon.store.writer import disk_errors, sync_path
+from surgeon.store.files import disk_errors, sync_path
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -67,7 +67,9 @@ class Workspace:
         """Makes the build OUT, which stands whole from then on, and removes the hidden folder."""
         with disk_errors("moving the finished output into place", self.out):
             sync_path(self.folder)
-            _write_durably(self._hidden / "commit", f"{_inode(self.folder)}\n")
+            (self._hidden / "commit").write_text(f"{_inode(self.folder)}\n")
+            sync_path(self._hidden / "commit")
+            sync_path(self._hidden)
             self._place()
             sync_path(self.out.parent)
             sync_path(self._hidden)
@@ -105,7 +107,11 @@ class Workspace:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise self._busy(fd) from None
+                holder = os.pread(fd, 32, 0).decode(errors="replace")
+                os.close(fd)
+                who = f"process {holder}" if holder else "another process"
+                hint = "wait for it or stop it, or choose another folder"
+                raise OutputError(f"{who} is building {self.out}", hint=hint) from None
             # A holder that has just finished removes the file: then what was locked is no longer the lock.
             if os.fstat(fd).st_ino == _inode(self._hidden / "lock"):
                 return fd
@@ -124,21 +130,15 @@ class Workspace:
                 _remove_if_empty(self._hidden)
             raise
 
-    def _busy(self, fd: int) -> OutputError:
-        holder = os.pread(fd, 32, 0).decode(errors="replace")
-        os.close(fd)
-        who = f"process {holder}" if holder else "another process"
-        return OutputError(f"{who} is building {self.out}", hint="wait for it or stop it, or choose another folder")
-
     def _recover(self) -> None:
         """Brings a commit that was cut short to one of its two ends."""
-        marked = self._marked()
-        if marked is None:
+        marker, old = self._hidden / "commit", self._hidden / "old"
+        marked = marker.read_text() if marker.exists() else ""
+        if not marked.endswith("\n"):
             return
-        if _inode(self.folder) != marked:
+        if _inode(self.folder) != int(marked):
             self._sweep()
             return
-        old = self._hidden / "old"
         if os.path.lexists(old):
             if os.path.lexists(self.out) and not _is_empty_folder(self.out):
                 raise OutputError(
@@ -147,12 +147,7 @@ class Workspace:
                 )
             old.rename(self.out)
             sync_path(self.out.parent)
-        (self._hidden / "commit").unlink()
-
-    def _marked(self) -> int | None:
-        path = self._hidden / "commit"
-        text = path.read_text() if path.exists() else ""
-        return int(text) if text.endswith("\n") else None
+        marker.unlink()
 
     def _start(self, key: str, resume: bool | None) -> tuple[bool, Journal]:
         path = self._hidden / "journal"
@@ -209,25 +204,19 @@ def _refuse_overlap(out: Path, inputs: Iterable[Path]) -> None:
     """Compares inodes, not names: they see through links, bind mounts and upper and lower case."""
     above_out, here = _lineage(out), _identity(out)
     for path in inputs:
+        # In a Hub cache every file of a folder is a link to elsewhere.
+        links = [entry for entry in path.iterdir() if entry.is_symlink()] if path.is_dir() else []
         if path.is_dir() and _identity(path) in above_out:
             raise OutputError(f"{out} is the input {path} or inside it", hint="choose an output folder elsewhere")
-        if here is not None and any(here in _lineage(part) for part in _parts(path)):
+        if here is not None and any(here in _lineage(part) for part in (path, *links)):
             raise OutputError(f"the input {path} is {out} or inside it", hint="choose an output folder elsewhere")
 
 
-def _parts(path: Path) -> Iterable[Path]:
-    """An input, and where it and the links in it lead (in a Hub cache every file is a link)."""
-    yield path
-    if path.is_dir():
-        yield from (Path(os.path.realpath(entry)) for entry in path.iterdir() if entry.is_symlink())
-
-
-def _lineage(path: Path) -> set[tuple[int, int]]:
+def _lineage(path: Path) -> set[tuple[int, int] | None]:
     """A path and all folders above it, both as named and with links followed."""
     real = Path(os.path.realpath(path))
     named = Path(os.path.realpath(path.parent)) / path.name
-    found = {_identity(place) for place in (real, *real.parents, named, *named.parents)}
-    return {identity for identity in found if identity is not None}
+    return {_identity(place) for place in (real, *real.parents, named, *named.parents)}
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -254,12 +243,6 @@ def _remove_if_empty(folder: Path) -> None:
         # Another process may have come in meanwhile; what it made stays.
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
             raise
-
-
-def _write_durably(path: Path, text: str) -> None:
-    path.write_text(text)
-    sync_path(path)
-    sync_path(path.parent)
 
 
 def _exchange(first: Path, second: Path) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from surgeon.planning.evaluation import Evaluator, measured
-from surgeon.planning.step import Key
+from surgeon.planning.step import Key, Step
 from surgeon.space.kernels import kernel_named
 from surgeon.space.magnitude import KthMagnitude
 
@@ -19,65 +19,49 @@ _ALL_TIES, _NO_TIES = (1 << 62, 0), (-1, 0)
 _MOST = 5
 
 
-def selections(evaluator: Evaluator, key: Key) -> list[tuple[Key, str]]:
-    """The selections below a value, as keys of what the evaluator knows."""
+def selections(steps: Mapping[Key, Step], key: Key) -> list[tuple[Key, str]]:
+    """The selections below a value, as keys of what an evaluator knows."""
     return [
         (step.key, name)
-        for step in measured(evaluator.steps, key)
+        for step in measured(steps, key)
         for name, statistic in kernel_named(step.kernel).statistics.items()
         if isinstance(statistic, KthMagnitude)
     ]
 
 
-def other_choices(evaluator: Evaluator, key: Key, start: int, stop: int, near: float) -> Iterator[Tensor]:
+def other_choices(evaluator: Evaluator, key: Key, span: tuple[int, int], near: float) -> Iterator[Tensor]:
     """The values of a block for every way to keep or drop, model by model, the entries near its threshold.
 
     `near` is relative: 0 means the entries equal to it alone. Else also those of every way to round the weights, which
     decides a vote that is nearly even.
     """
-    kept = dict(evaluator.known)
-    try:
-        for place in selections(evaluator, key):
-            for known in _variants(kept[place], near):
-                evaluator.known[place] = known
-                yield evaluator.value(key, start, stop).double()
-            evaluator.known[place] = kept[place]
-    finally:
-        evaluator.known.update(kept)
-    if near:
-        yield from _other_votes(evaluator, key, start, stop, near)
+    places, steps = selections(evaluator.steps, key), evaluator.steps
+    for place in places:
+        kept = evaluator.known[place]
+        for way in _ways(len(kept.models), (True, False)):
+            pushed = tuple(_pushed(model, keep, near) for model, keep in zip(kept.models, way, strict=True))
+            evaluator.known[place] = replace(kept, models=pushed)
+            yield evaluator.value(key, *span).double().cpu()
+        evaluator.known[place] = kept
+    step = steps[key]
+    weights = step.values.get("weight", ()) if places and near else ()
+    for way in _ways(len(weights), (-near / 2, near / 2)) if weights else ():
+        moved = tuple(weight * (1 + change) for weight, change in zip(weights, way, strict=True))
+        settings = tuple(sorted((dict(step.values) | {"weight": moved}).items()))
+        evaluator.steps = {**steps, key: step._replace(settings=settings)}
+        yield evaluator.value(key, *span).double().cpu()
+    evaluator.steps = steps
 
 
-def _other_votes(evaluator: Evaluator, key: Key, start: int, stop: int, near: float) -> Iterator[Tensor]:
-    steps, step = evaluator.steps, evaluator.steps[key]
-    weights = step.values.get("weight", ())
-    ways = product((-1, 1), repeat=len(weights)) if 0 < len(weights) <= _MOST else ()
-    try:
-        for way in ways:
-            moved = tuple(weight * (1 + near / 2 * sign) for weight, sign in zip(weights, way, strict=True))
-            settings = tuple(sorted((dict(step.values) | {"weight": moved}).items()))
-            evaluator.steps = {**steps, key: step._replace(settings=settings)}
-            yield evaluator.value(key, start, stop).double()
-    finally:
-        evaluator.steps = steps
-
-
-def _variants(known: Any, near: float) -> Iterator[Any]:
-    models = len(known.models)
-    ways = product((True, False), repeat=models) if models <= _MOST else [(True,) * models, (False,) * models]
-    for way in ways:
-        yield replace(known, models=tuple(map(_pushed, known.models, way, [near] * models)))
+def _ways(count: int, options: tuple[Any, Any]) -> Iterator[tuple[Any, ...]]:
+    """Every way to choose one of two for each; only the two that are alike where that would be too many."""
+    yield from product(options, repeat=count) if count <= _MOST else ((option,) * count for option in options)
 
 
 def _pushed(model: Any, keep: bool, near: float) -> Any:
     """One model's selection with all that is near its threshold kept, or dropped."""
-    bits = _moved(model.bits, 1 - near if keep else 1 + near)
+    bits = model.bits
+    if bits >= 0:
+        threshold = float(np.int32(bits).view(np.float32)) * (1 - near if keep else 1 + near)
+        bits = int(np.float32(threshold).view(np.int32))
     return replace(model, bits=bits, last=_ALL_TIES if keep else _NO_TIES)
-
-
-def _moved(bits: int, factor: float) -> int:
-    """The bits of a threshold times a factor; what keeps everything stays so."""
-    if bits < 0:
-        return bits
-    moved = np.float32(float(np.int32(bits).view(np.float32)) * factor)
-    return int(moved.view(np.int32))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from surgeon.engine.events import Listener
 from surgeon.engine.reading import Files
 from surgeon.measuring.configs import differences
 from surgeon.measuring.diff_report import DiffReport
 from surgeon.measuring.difference import Difference, difference
-from surgeon.measuring.pool import Ticker, each
+from surgeon.measuring.reading import Ticker, each
 from surgeon.store.checkpoint import Checkpoint
 from surgeon.store.side_files import side_files
 
@@ -15,24 +17,17 @@ from surgeon.store.side_files import side_files
 def compare(a: Checkpoint, b: Checkpoint, listener: Listener | None = None) -> DiffReport:
     """The differences of b from a: tensors, their set, shapes and dtypes, config and the other files."""
     both = [name for name in a.tensors if name in b.tensors]
-    shapes = {
-        name: (str(a.tensors[name].spec), str(b.tensors[name].spec))
-        for name in both
-        if a.tensors[name].spec.shape != b.tensors[name].spec.shape
-    }
-    comparable = [name for name in both if name not in shapes]
-    tick = Ticker("diff", sum(a.tensors[name].spec.nbytes for name in comparable), listener)
-    files = Files()
+    specs = {name: (a.tensors[name].spec, b.tensors[name].spec) for name in both}
+    comparable = [name for name, (one, other) in specs.items() if one.shape == other.shape]
+    tick = Ticker("diff", sum(specs[name][0].nbytes for name in comparable), listener)
+    with closing(Files()) as files:
 
-    def one(name: str) -> Difference | None:
-        found = difference(name, a.tensors[name], b.tensors[name], files)
-        tick(a.tensors[name].spec.nbytes)
-        return found
+        def one(name: str) -> Difference | None:
+            found = difference(name, a.tensors[name], b.tensors[name], files)
+            tick(specs[name][0].nbytes)
+            return found
 
-    try:
         found = each(one, comparable)
-    finally:
-        files.close()
     return DiffReport(
         a=a.ref,
         b=b.ref,
@@ -40,7 +35,7 @@ def compare(a: Checkpoint, b: Checkpoint, listener: Listener | None = None) -> D
         differing=tuple(item for item in found if item is not None),
         only_a=tuple(name for name in a.tensors if name not in b.tensors),
         only_b=tuple(name for name in b.tensors if name not in a.tensors),
-        shapes=shapes,
+        shapes={n: (str(one), str(other)) for n, (one, other) in specs.items() if one.shape != other.shape},
         config=tuple((path, *values) for path, values in differences(a.config, b.config)),
         files=_files(a, b),
     )

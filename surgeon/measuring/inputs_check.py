@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from surgeon.engine.devices import available
-from surgeon.engine.reading import Files
 from surgeon.engine.receipt import stored_tensors
 from surgeon.errors import CheckpointError, RecipeError, RefusedError
-from surgeon.measuring.files_check import RESOLVED, digests_of
+from surgeon.measuring.files_check import RESOLVED, against
 from surgeon.measuring.receipt_file import ReceiptFacts
 from surgeon.measuring.verdict import Finding, mismatch, unknown
 from surgeon.planning.options import Options
@@ -18,20 +16,10 @@ from surgeon.planning.plan import Plan, build
 from surgeon.planning.step import Target, below
 from surgeon.recipe import load_recipe
 from surgeon.store.header import Stored, read_header
+from surgeon.tensors import TensorSpec
 
 _THERE = "bring the inputs back to where the recipe names them, or say where they are: --set models.NAME=PATH"
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The input tensors of a plan: what the receipt calls them, and those whose bytes are still the same."""
-
-    names: Mapping[Stored, str]
-    same: frozenset[Stored]
-
-    def all_same(self, needed: tuple[Stored, ...]) -> bool:
-        """Whether every one of these is as it was."""
-        return self.same.issuperset(needed)
+_OTHER = "take the inputs of that time, or apply the recipe again"
 
 
 def plan_again(folder: Path, receipt: ReceiptFacts, overrides: Mapping[str, str]) -> tuple[list[Finding], Plan | None]:
@@ -44,59 +32,52 @@ def plan_again(folder: Path, receipt: ReceiptFacts, overrides: Mapping[str, str]
         if overrides:
             raise
         return [mismatch(RESOLVED, f"is no recipe that could be run: {error.faults[0].message}")], None
-    except CheckpointError as error:
-        return [unknown("inputs", f"what it was made from is not there ({error.message})", _THERE)], None
-    except RefusedError as error:
-        return [unknown("inputs", f"what it was made from no longer fits the recipe ({error.message})", _THERE)], None
-    return list(_against_receipt(plan, receipt)), plan
+    except (CheckpointError, RefusedError) as error:
+        lost = "is not there" if isinstance(error, CheckpointError) else "no longer fits the recipe"
+        return [unknown("inputs", f"what it was made from {lost} ({error.message})", _THERE)], None
+    return [*_against_plan(receipt, plan), *_headers(receipt, plan)], plan
 
 
-def needed(plan: Plan, target: Target) -> tuple[Stored, ...]:
-    """The stored tensors a target is made from."""
-    if target.action == "copy":
-        return (target.stored,) if target.stored is not None else ()
-    found = (step.stored for step in below(plan.steps, target.key))
-    return tuple(dict.fromkeys(stored for stored in found if stored is not None))
+def inputs_of(plan: Plan, receipt: ReceiptFacts) -> dict[str, dict[str, Stored]]:
+    """The stored tensors each target is made from, under the names the receipt has for them.
 
-
-def check_inputs(
-    plan: Plan, receipt: ReceiptFacts, files: Files, tick: Callable[[int], None]
-) -> tuple[list[Finding], Inputs]:
-    """Hash the inputs again and compare with what the receipt has of each tensor's inputs."""
-    wanted = tuple(dict.fromkeys(stored for target in plan.targets for stored in needed(plan, target)))
-    called = _names(plan, receipt)
-    names = {stored: called.get(stored, stored.file.name) for stored in wanted}
-    digests = dict(zip(wanted, digests_of(list(wanted), files, tick), strict=True))
-    findings: list[Finding] = []
-    changed: set[Stored] = set()
-    for target in plan.targets:
-        facts = receipt.tensors.get(target.name)
-        expected = {names[stored]: stored for stored in needed(plan, target)}
-        if facts is None:
-            continue
-        if facts.inputs.keys() != expected.keys():
-            findings.append(mismatch(target.name, "the receipt lists other inputs than the recipe has"))
-        changed |= {stored for name, stored in expected.items() if facts.inputs.get(name) != digests[stored]}
-    hint = "take the inputs of that time, or apply the recipe again"
-    findings += [
-        unknown(names[one], "an input that is not what it was when OUT was made", hint)
-        for one in wanted
-        if one in changed
-    ]
-    return findings, Inputs(names, frozenset(set(wanted) - changed))
-
-
-def _names(plan: Plan, receipt: ReceiptFacts) -> dict[Stored, str]:
-    """Sources come in the order of the expression, so the receipt's names are matched by place."""
-    called = [facts.name for facts in receipt.inputs]
-    return {
-        stored: f"{name}/{tensor}"
-        for name, source in zip(called, plan.sources.values(), strict=False)
+    Sources come in the order of the expression, so the receipt's names are matched by place.
+    """
+    called = {
+        stored: f"{facts.name}/{tensor}"
+        for facts, source in zip(receipt.inputs, plan.sources.values(), strict=False)
         for tensor, stored in stored_tensors(source)
+    }
+    return {
+        target.name: {called.get(stored, stored.file.name): stored for stored in _needed(plan, target)}
+        for target in plan.targets
     }
 
 
-def _against_receipt(plan: Plan, receipt: ReceiptFacts) -> Iterator[Finding]:
+def check_inputs(
+    receipt: ReceiptFacts, inputs: Mapping[str, Mapping[str, Stored]], digests: Mapping[Stored, str]
+) -> tuple[list[Finding], set[Stored]]:
+    """What the receipt has of each tensor's inputs against their hashes now; and the inputs that changed."""
+    findings: list[Finding] = []
+    changed: dict[Stored, str] = {}
+    for name in inputs.keys() & receipt.tensors.keys():
+        said, needed = receipt.tensors[name].inputs, inputs[name]
+        if said.keys() != needed.keys():
+            findings.append(mismatch(name, "the receipt lists other inputs than the recipe has"))
+        changed |= {stored: label for label, stored in needed.items() if said.get(label) != digests[stored]}
+    for label in sorted(changed.values()):
+        findings.append(unknown(label, "an input that is not what it was when OUT was made", _OTHER))
+    return findings, set(changed)
+
+
+def _needed(plan: Plan, target: Target) -> Iterator[Stored]:
+    if target.action == "copy":
+        yield from filter(None, (target.stored,))
+    else:
+        yield from (step.stored for step in below(plan.steps, target.key) if step.stored is not None)
+
+
+def _against_plan(receipt: ReceiptFacts, plan: Plan) -> Iterator[Finding]:
     """What the receipt says of the plan must be what its recipe gives."""
     if len(plan.sources) != len(receipt.inputs):
         yield mismatch("inputs", f"the recipe has {len(plan.sources)} inputs, the receipt {len(receipt.inputs)}")
@@ -104,14 +85,17 @@ def _against_receipt(plan: Plan, receipt: ReceiptFacts) -> Iterator[Finding]:
         yield mismatch("tier", f"the recipe's is {plan.tier}, the receipt says {receipt.tier}")
     if list(plan.dropped) != receipt.dropped:
         yield mismatch("dropped", "the receipt lists other dropped tensors than the recipe has")
-    targets = {target.name: target for target in plan.targets}
-    for name in sorted(targets.keys() ^ receipt.tensors.keys()):
-        yield mismatch(name, "the recipe and the receipt do not have the same tensors")
-    for name in targets.keys() & receipt.tensors.keys():
-        target, facts = targets[name], receipt.tensors[name]
-        said = facts.action, facts.dtype, tuple(facts.shape), facts.file
-        if said != (target.action, target.spec.dtype, target.spec.shape, plan.layout.tensors[name].file):
-            yield mismatch(name, "the receipt says otherwise than the recipe: action, dtype, shape or file")
+    given = {
+        target.name: (target.action, str(target.spec), plan.layout.tensors[target.name].file) for target in plan.targets
+    }
+    said = {
+        name: (facts.action, str(TensorSpec(facts.dtype, tuple(facts.shape))), facts.file)
+        for name, facts in receipt.tensors.items()
+    }
+    yield from against(given, said, "tensor of the recipe")
+
+
+def _headers(receipt: ReceiptFacts, plan: Plan) -> Iterator[Finding]:
     for facts, source in zip(receipt.inputs, plan.sources.values(), strict=False):
         files = {stored.file for _, stored in stored_tensors(source)}
         headers = {file.name: (file.stat().st_size, read_header(file).digest) for file in files}

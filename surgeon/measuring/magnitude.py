@@ -6,8 +6,16 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from surgeon.measuring.rounding import ulp, unit
 from surgeon.planning.evaluation import Evaluator
 from surgeon.planning.step import Key, Step, below
+
+
+def slack(evaluator: Evaluator, key: Key, value: Tensor, start: int, stop: int) -> Tensor:
+    """How far any float32 computation of a value may lie from it, entry by entry, before the last rounding."""
+    size = magnitude(evaluator, key, start, stop).cpu()
+    # A cast from float64 passes through float32, which may move a value by one rounding more.
+    return roundings(evaluator.steps, key) * unit("F32") * size + ulp(value, "F32")
 
 
 def magnitude(evaluator: Evaluator, key: Key, start: int, stop: int) -> Tensor:

@@ -29,6 +29,9 @@ class Rank:
     def __str__(self) -> str:
         return "full" if self.rank is None else f"≤ {self.rank}" if self.rank else "within rounding"
 
+    def __lt__(self, other: Rank) -> bool:
+        return self.rank is not None and (other.rank is None or self.rank < other.rank)
+
 
 Rows = Callable[[], Iterator[tuple[int, Tensor]]]
 """Bands of the change as (first row, float64 [rows, columns]); called once a pass."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from surgeon.engine.receipt import NAME
 from surgeon.errors import CheckpointError, RefusedError, VerificationError
@@ -42,6 +42,13 @@ class InputFacts(_Part):
     files: dict[str, FileFacts]
 
 
+class SideFacts(_Part):
+    """Whose side files the output carries, and their hashes by name."""
+
+    source: str = Field(alias="from")
+    blake3: dict[str, str]
+
+
 class TensorFacts(_Part):
     """One output tensor."""
 
@@ -54,6 +61,27 @@ class TensorFacts(_Part):
     inputs: dict[str, str]
 
 
+class UseFacts(_Part):
+    """A direction of an invariant: its file in surgeon/ and the residual point."""
+
+    file: str
+    point: str
+
+
+class ZeroFacts(_Part):
+    """A zero that is promised: QᵀW of a tensor along an axis, Q of directions and gains; its norm before and after."""
+
+    tensor: str
+    zero: Literal["QᵀW"]
+    edit: str
+    axis: Literal[-1, -2]
+    directions: list[UseFacts]
+    gains: list[str]
+    gain: float
+    before: float
+    after: float
+
+
 class ReceiptFacts(_Part):
     """A whole receipt of version 1."""
 
@@ -61,17 +89,13 @@ class ReceiptFacts(_Part):
     recipe: RecipeTexts
     inputs: list[InputFacts]
     files: dict[str, FileFacts]
-    side_files: dict[str, Any]
+    side_files: SideFacts
     tensors: dict[str, TensorFacts]
     dropped: list[str]
-    invariants: list[Any]
+    artifacts: dict[str, str] = Field(default_factory=dict)
+    invariants: list[ZeroFacts]
     tier: Literal["A", "B"]
     made_with: dict[str, str]
-
-    @property
-    def side_hashes(self) -> dict[str, str]:
-        """blake3 of the side files by name."""
-        return self.side_files["blake3"]
 
 
 def read_receipt(folder: Path) -> ReceiptFacts:
@@ -83,14 +107,10 @@ def read_receipt(folder: Path) -> ReceiptFacts:
             hint="judge it by a recipe: surgeon verify OUT --recipe RECIPE",
         )
     try:
-        found = ReceiptFacts.model_validate(read_object(path))
+        return ReceiptFacts.model_validate(read_object(path))
     except CheckpointError as error:
         raise VerificationError(f"{path} is damaged: {error.message}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise VerificationError(f"{path} is not a receipt this version knows: {where}: {first['msg']}") from None
-    hashes = found.side_files.get("blake3")
-    if not isinstance(hashes, dict) or not all(isinstance(text, str) for text in hashes.values()):
-        raise VerificationError(f"{path} is not a receipt this version knows: side_files has no hashes")
-    return found

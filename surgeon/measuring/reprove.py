@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from surgeon.engine.events import Listener
 from surgeon.engine.reading import Files
 from surgeon.engine.receipt import made_with
 from surgeon.errors import VerificationError
-from surgeon.measuring.files_check import check_files, check_hashes
-from surgeon.measuring.inputs_check import Inputs, check_inputs, needed, plan_again
-from surgeon.measuring.pool import Ticker
+from surgeon.measuring.files_check import check_files, check_tensors
+from surgeon.measuring.inputs_check import check_inputs, inputs_of, plan_again
+from surgeon.measuring.reading import Ticker, digests
 from surgeon.measuring.receipt_file import ReceiptFacts, read_receipt
-from surgeon.measuring.recompute import Bench, Recomputed, recompute
+from surgeon.measuring.recompute import Bench, recompute
 from surgeon.measuring.verdict import Finding, Verdict, mismatch
+from surgeon.measuring.zeros import check_zeros, words
 from surgeon.planning.plan import Plan
-from surgeon.store.checkpoint import Checkpoint
+from surgeon.planning.step import Target
+from surgeon.store.header import Stored
 
 CLAIM = "what its receipt says"
 
@@ -31,51 +35,63 @@ def reprove(folder: Path, *, full: bool, overrides: Mapping[str, str], listener:
     if checkpoint is None:
         return Verdict(str(folder), CLAIM, "", tuple(findings))
     missing, plan = plan_again(folder, receipt, overrides)
-    findings += missing
-    files = Files()
-    try:
-        ticker = Ticker("verify", _bytes(checkpoint, plan), listener)
-        wrong, digests = check_hashes(checkpoint, receipt, files, ticker)
-        findings += wrong
+    inputs = {} if plan is None else inputs_of(plan, receipt)
+    stored = [*checkpoint.tensors.values(), *(one for needed in inputs.values() for one in needed.values())]
+    tick = Ticker("verify", sum(one.spec.nbytes for one in stored), listener)
+    with closing(Files()) as files:
+        hashes = digests(files, tuple(dict.fromkeys(stored)), tick)
+        wrong, zeros = check_zeros(folder, receipt, checkpoint, files)
+        findings += [*missing, *check_tensors(checkpoint, receipt, hashes), *wrong]
         if plan is None:
-            proof = f"holds {len(digests)} tensors with the hashes in its receipt; what they were made from is not here"
-            return Verdict(str(folder), CLAIM, proof, tuple(findings), {"tensors": len(digests)})
-        changed, inputs = check_inputs(plan, receipt, files, ticker)
-        findings += [*changed, *_copies(plan, inputs, receipt, digests)]
-        done = _computed(plan, inputs, checkpoint, receipt, files, ticker, full)
-    finally:
-        files.close()
-    findings += done.findings
-    return Verdict(
-        str(folder), CLAIM, _proof(plan, inputs, receipt, done), tuple(findings), _checked(plan, inputs, done)
-    )
+            count = len(checkpoint.tensors)
+            proof = f"holds {count} tensors with the hashes in its receipt{words(zeros)}"
+            proof += "; what they were made from is not here"
+            return Verdict(str(folder), CLAIM, proof, tuple(findings), {"tensors": count})
+        other, changed = check_inputs(receipt, inputs, hashes)
+        findings += other
+        provable = {name: needed for name, needed in inputs.items() if not changed.intersection(needed.values())}
+        pairs = [
+            (target, checkpoint.tensors[target.name])
+            for target in plan.targets
+            if target.name in provable and target.name in checkpoint.tensors
+        ]
+        findings += _copies(pairs, provable, hashes)
+        computed = [pair for pair in pairs if pair[0].action == "compute" and pair[0].spec == pair[1].spec]
+        exactly, entries = _same_arithmetic(plan, receipt), 0
+        if computed:
+            differing, entries = recompute(Bench.of(plan, files, tick), computed, full=full, exactly=exactly)
+            findings += differing
+    checked = _checked(plan, entries) | {"inputs": len({*stored} - {*checkpoint.tensors.values()})}
+    checked["inputs_unchanged"] = checked["inputs"] - len(changed)
+    copied = sum(target.action == "copy" and target.name in provable for target in plan.targets)
+    checked |= {"zeros": {zero.tensor: zero.ratio for zero in zeros}}
+    return Verdict(str(folder), CLAIM, _proof(checked, copied, exactly) + words(zeros), tuple(findings), checked)
 
 
-def _copies(plan: Plan, inputs: Inputs, receipt: ReceiptFacts, digests: Mapping[str, str]) -> list[Finding]:
-    """An untouched tensor has its source's bytes; the source's hash is the receipt's where the source is the same."""
-    wrong = []
-    for target in plan.targets:
-        if target.action == "copy" and target.name in digests and inputs.all_same(needed(plan, target)):
-            name = inputs.names[needed(plan, target)[0]]
-            if digests[target.name] != receipt.tensors[target.name].inputs.get(name):
-                wrong.append(mismatch(target.name, f"is not a byte copy of {name}"))
-    return wrong
+def _copies(
+    pairs: Sequence[tuple[Target, Stored]], inputs: Mapping[str, Mapping[str, Stored]], hashes: Mapping[Stored, str]
+) -> Iterator[Finding]:
+    for target, stored in pairs:
+        for label, source in inputs[target.name].items() if target.action == "copy" else ():
+            if hashes[stored] != hashes[source]:
+                yield mismatch(target.name, f"is not a byte copy of {label}")
 
 
-def _computed(
-    plan: Plan, inputs: Inputs, checkpoint: Checkpoint, receipt: ReceiptFacts, files: Files, tick: Ticker, full: bool
-) -> Recomputed:
-    targets = [
-        (target, checkpoint.tensors[target.name])
-        for target in plan.targets
-        if target.action == "compute"
-        and inputs.all_same(needed(plan, target))
-        and target.name in checkpoint.tensors
-        and checkpoint.tensors[target.name].spec == target.spec
-    ]
-    if not targets:
-        return Recomputed((), 0, sum(t.spec.count for t in plan.targets if t.action == "compute"))
-    return recompute(Bench.of(plan, files, tick), targets, full=full, exactly=_same_arithmetic(plan, receipt))
+def _checked(plan: Plan, entries: int) -> dict[str, Any]:
+    computed = [target.spec.count for target in plan.targets if target.action == "compute"]
+    share = entries / sum(computed) if sum(computed) else 1.0
+    copied = len(plan.targets) - len(computed)
+    return {"tensors": len(plan.targets), "copied": copied, "computed": len(computed), "recomputed_share": share}
+
+
+def _proof(checked: Mapping[str, Any], copied: int, exactly: bool) -> str:
+    proof = f"holds {checked['tensors']} tensors as its receipt says, {copied} of them byte copies of the inputs"
+    if not checked["computed"]:
+        return proof
+    share = checked["recomputed_share"]
+    entries = "every entry" if share == 1 else f"{share:.0%} of the entries"
+    how = "bit for bit" if exactly else "within one rounding (made in another environment)"
+    return f"{proof}; {entries} of the {checked['computed']} computed tensors recomputed from the inputs {how}"
 
 
 def _same_arithmetic(plan: Plan, receipt: ReceiptFacts) -> bool:
@@ -83,36 +99,3 @@ def _same_arithmetic(plan: Plan, receipt: ReceiptFacts) -> bool:
     now = made_with(plan)
     keys = ("machine", "device") if plan.tier == "A" else ("machine", "device", "torch", "cpu_capability", "gpu")
     return all(now.get(key) == receipt.made_with.get(key) for key in keys)
-
-
-def _bytes(checkpoint: Checkpoint, plan: Plan | None) -> int:
-    size = sum(stored.spec.nbytes for stored in checkpoint.tensors.values())
-    if plan is None:
-        return size
-    return size + sum(stored.spec.nbytes for target in plan.targets for stored in needed(plan, target))
-
-
-def _proof(plan: Plan, inputs: Inputs, receipt: ReceiptFacts, done: Recomputed) -> str:
-    copied = sum(t.action == "copy" and inputs.all_same(needed(plan, t)) for t in plan.targets)
-    computed = sum(target.action == "compute" for target in plan.targets)
-    how = "bit for bit" if _same_arithmetic(plan, receipt) else "within one rounding (made in another environment)"
-    again = (
-        f"every entry of the {computed} computed"
-        if done.share == 1
-        else f"{done.share:.0%} of the entries of the {computed} computed"
-    )
-    recomputed = f"; {again} tensors recomputed from the inputs {how}" if computed else ""
-    return (
-        f"holds {len(plan.targets)} tensors as its receipt says, {copied} of them byte copies of the inputs{recomputed}"
-    )
-
-
-def _checked(plan: Plan, inputs: Inputs, done: Recomputed) -> dict[str, object]:
-    return {
-        "tensors": len(plan.targets),
-        "copied": sum(target.action == "copy" for target in plan.targets),
-        "computed": sum(target.action == "compute" for target in plan.targets),
-        "recomputed_share": done.share,
-        "inputs": len(inputs.names),
-        "inputs_unchanged": len(inputs.same),
-    }

@@ -45,6 +45,11 @@ def between(found: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return ((found >= torch.minimum(low, high)) & (found <= torch.maximum(low, high))) | nothing
 
 
+def near(found: Tensor, value: Tensor, slack: Tensor, dtype: str) -> Tensor:
+    """Where a value is one that a dtype's rounding may give of what lies within `slack` of another."""
+    return between(found, cast(value - slack, dtype), cast(value + slack, dtype))
+
+
 def steps(first: Tensor, second: Tensor, dtype: str) -> Tensor:
     """How many representable numbers two tensors of one dtype are apart, entry by entry, as int64; ±0 are one."""
     one, other = (_ordered(values, dtype) for values in (first, second))

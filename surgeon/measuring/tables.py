@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from surgeon.engine.reading import Files
+from surgeon.measuring.reading import same_bytes
 from surgeon.measuring.verdict import Finding, mismatch, note
 from surgeon.planning.plan import Plan
 from surgeon.planning.step import Target
@@ -24,17 +25,16 @@ _EMBEDDINGS = (
 _BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)$")
 
 Pair = tuple[Target, Stored]
-_AT_ONCE = 4 << 20
 
 
-def pairs(plan: Plan, checkpoint: Checkpoint) -> tuple[list[Finding], list[Pair]]:
+def pairs(plan: Plan, checkpoint: Checkpoint, files: Files) -> tuple[list[Finding], list[Pair]]:
     """The targets with the tensors that hold them, and what does not pair."""
     findings: list[Finding] = []
     matched: list[Pair] = []
     for target in plan.targets:
         stored = checkpoint.tensors.get(target.name)
         if stored is None:
-            findings.append(_missing(plan, checkpoint, target))
+            findings.append(_missing(plan, checkpoint, target, files))
         elif stored.spec.shape != target.spec.shape:
             turned = " (transposed?)" if stored.spec.shape == target.spec.shape[::-1] else ""
             findings.append(
@@ -49,23 +49,23 @@ def pairs(plan: Plan, checkpoint: Checkpoint) -> tuple[list[Finding], list[Pair]
                     judged(target.name, f"is stored as {stored.spec.dtype}, the recipe gives {target.spec.dtype}")
                 )
     known = {target.name for target in plan.targets}
-    findings += [_too_many(checkpoint, name) for name in checkpoint.tensors if name not in known]
+    findings += [_too_many(checkpoint, name, files) for name in checkpoint.tensors if name not in known]
     return findings, matched
 
 
-def _missing(plan: Plan, checkpoint: Checkpoint, target: Target) -> Finding:
+def _missing(plan: Plan, checkpoint: Checkpoint, target: Target, files: Files) -> Finding:
     if _BUFFERS.search(target.name) and target.action == "copy":
         return note(target.name, "a buffer that newer libraries do not store")
     if target.name.endswith(_HEADS) and _tied(plan, checkpoint):
         embedding = next((t for t in plan.targets if t.name.endswith(_EMBEDDINGS)), None)
-        if embedding and embedding.stored and target.stored and same_bytes(embedding.stored, target.stored):
+        if embedding and embedding.stored and target.stored and same_bytes(files, embedding.stored, target.stored):
             return note(target.name, "is tied to the embedding and not stored")
     return mismatch(target.name, "a tensor is missing")
 
 
-def _too_many(checkpoint: Checkpoint, name: str) -> Finding:
+def _too_many(checkpoint: Checkpoint, name: str, files: Files) -> Finding:
     embedding = next((stored for other, stored in checkpoint.tensors.items() if other.endswith(_EMBEDDINGS)), None)
-    if name.endswith(_HEADS) and embedding and same_bytes(embedding, checkpoint.tensors[name]):
+    if name.endswith(_HEADS) and embedding and same_bytes(files, embedding, checkpoint.tensors[name]):
         return note(name, "is stored although tied: a copy of the embedding")
     return mismatch(name, "a tensor that the recipe does not give")
 
@@ -75,20 +75,3 @@ def _tied(plan: Plan, checkpoint: Checkpoint) -> bool:
     config = checkpoint.config or plan.files_from.config
     text = config.get("text_config")
     return bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings") if isinstance(text, dict) else False))
-
-
-def same_bytes(one: Stored, other: Stored) -> bool:
-    """Whether two stored tensors are of one kind and hold the same bytes."""
-    if one.spec != other.spec:
-        return False
-    files, size = Files(), one.spec.nbytes
-    try:
-        for start in range(0, size, _AT_ONCE):
-            data = [bytearray(min(_AT_ONCE, size - start)) for _ in range(2)]
-            for stored, buffer in zip((one, other), data, strict=True):
-                files.fill(stored, start, memoryview(buffer))
-            if data[0] != data[1]:
-                return False
-    finally:
-        files.close()
-    return True

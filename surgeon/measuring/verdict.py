@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Kind = Literal["mismatch", "unknown", "note"]
@@ -28,7 +28,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a folder was found to be. `exit_code`: 0 proven, 3 mismatch, 4 cannot tell (3 wins over 4)."""
+    """What a folder was found to be; `claim` and `proof` are words that follow "is" and the folder's name."""
 
     folder: str
     claim: str
@@ -38,7 +38,7 @@ class Verdict:
 
     @property
     def exit_code(self) -> int:
-        """0 proven, 3 mismatch, 4 cannot tell."""
+        """0 proven, 3 mismatch, 4 cannot tell (3 wins over 4)."""
         kinds = {finding.kind for finding in self.findings}
         return 3 if "mismatch" in kinds else 4 if "unknown" in kinds else 0
 
@@ -49,7 +49,7 @@ class Verdict:
 
     def explain(self) -> str:
         """The findings, equal ones together, then one sentence that says what is proven and what is not."""
-        lines = [line for kind in _HEADINGS for line in _lines(kind, self.findings)]
+        lines = [line for kind in _HEADINGS for line in self._lines(kind)]
         return "\n".join([*lines, *([""] if lines else []), self._sentence()])
 
     def to_dict(self) -> dict[str, Any]:
@@ -60,19 +60,32 @@ class Verdict:
             "exit_code": self.exit_code,
             "sentence": self._sentence(),
             "checked": dict(self.checked),
-            "findings": [vars(finding) for finding in self.findings],
+            "findings": [asdict(finding) for finding in self.findings],
         }
 
     def _sentence(self) -> str:
         if self.exit_code == 0:
             return f"Proven: {self.folder} {self.proof}."
-        count = len({f.subject for f in self.findings if f.kind == ("mismatch" if self.exit_code == 3 else "unknown")})
+        kind = "mismatch" if self.exit_code == 3 else "unknown"
+        count = len({finding.subject for finding in self.findings if finding.kind == kind})
         if self.exit_code == 3:
             return f"Mismatch: {self.folder} is not {self.claim}; {count} tensor(s) or file(s) are wrong."
         return (
             f"Cannot tell: nothing contradicts that {self.folder} is {self.claim}, but {count} point(s) cannot be "
             f"proven; what is proven: it {self.proof}."
         )
+
+    def _lines(self, kind: Kind) -> Iterator[str]:
+        groups: dict[tuple[str, str], list[str]] = {}
+        for finding in self.findings:
+            if finding.kind == kind:
+                groups.setdefault((finding.message, finding.hint), []).append(str(finding))
+        for (message, hint), subjects in groups.items():
+            count = f"{len(subjects)} × " if len(subjects) > 1 else ""
+            more = f" and {len(subjects) - _SHOWN} more" if len(subjects) > _SHOWN else ""
+            yield f"{_HEADINGS[kind]}: {count}{message}: {', '.join(subjects[:_SHOWN])}{more}"
+            if hint:
+                yield f"  next: {hint}"
 
 
 def mismatch(subject: str, message: str, hint: str = "", detail: str = "") -> Finding:
@@ -88,19 +101,3 @@ def unknown(subject: str, message: str, hint: str = "") -> Finding:
 def note(subject: str, message: str) -> Finding:
     """A finding without consequence."""
     return Finding("note", subject, message)
-
-
-def _lines(kind: Kind, findings: Iterable[Finding]) -> list[str]:
-    groups: dict[tuple[str, str], list[str]] = {}
-    for finding in findings:
-        if finding.kind == kind:
-            groups.setdefault((finding.message, finding.hint), []).append(str(finding))
-    lines = []
-    for (message, hint), subjects in groups.items():
-        listed = ", ".join(filter(None, subjects[:_SHOWN])) + (
-            f" and {len(subjects) - _SHOWN} more" if len(subjects) > _SHOWN else ""
-        )
-        count = f"{len(subjects)} × " if len(subjects) > 1 else ""
-        lines.append(f"{_HEADINGS[kind]}: {count}{message}" + (f": {listed}" if listed else ""))
-        lines += [f"  next: {hint}"] if hint else []
-    return lines

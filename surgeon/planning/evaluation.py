@@ -6,7 +6,6 @@ and whole kernels the whole tensor.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -73,11 +72,11 @@ class Evaluator:
             self._whole[key] = flat.reshape(step.spec.shape)
         return self._whole[key]
 
-    def observe(self, step: Step, start: int, stop: int) -> Tensor:
-        """What a step's statistics look at, [k, n], for one of its `pieces`."""
+    def observe(self, step: Step, start: int, stop: int) -> Any:
+        """What a step's statistics look at, for one of its `pieces`."""
         kernel = kernel_named(step.kernel)
         stack, block = self._shaped(step, kernel, start, stop)
-        return kernel.observed(stack, Call(step.values, block, self._wholes(step))).reshape(-1, stop - start)
+        return kernel.observed(stack, Call(step.values, block, self._wholes(step)))
 
     def _compute(self, step: Step, kernel: Kernel, start: int, stop: int) -> Tensor:
         stack, block = self._shaped(step, kernel, start, stop)
@@ -94,7 +93,7 @@ class Evaluator:
         """The aligned inputs, as the kernel wants them, and where they lie."""
         stack = self._stack(step, start, stop)
         if kernel.blocks == "rows" and len(step.spec.shape) > 1:
-            columns = math.prod(step.spec.shape[1:])
+            columns = max(step.spec.shape[-1], 1)
             stack = stack.reshape(len(stack), (stop - start) // columns, columns)
         elif kernel.blocks == "whole":
             stack = stack.reshape(len(stack), *step.spec.shape)
@@ -124,7 +123,7 @@ class Evaluator:
 
 def tile_elements(shape: tuple[int, ...]) -> int:
     """Elements of one tile of a rows kernel: whole rows, about `TILE` elements, from the shape alone."""
-    columns = max(math.prod(shape[1:]), 1)
+    columns = max(shape[-1], 1) if len(shape) > 1 else 1
     return max(TILE // columns, 1) * columns
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from surgeon.planning.claims import claims
+from surgeon.planning.resolve import Resolver
+from surgeon.space.expr import Edit, Fit, Model, Reshape, walk
+from surgeon.space.registry import reshape_named
 from surgeon.store.checkpoint import Checkpoint
 from surgeon.tensors import human_bytes
 
@@ -13,19 +19,26 @@ if TYPE_CHECKING:
     from surgeon.planning.plan import Plan
     from surgeon.planning.step import Target
 
+_PROMISE = (
+    "  promise: proven of the bytes written; R the directions, gain that of the output norm a tensor writes through"
+)
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def explain(plan: Plan) -> str:
-    """Legend, inputs, what changes grouped by pattern, what is copied in one line, totals in one sentence."""
-    lines = ["  ~ computed   = copied byte for byte   - dropped", ""]
+    """Legend, inputs, stages, edits, what changes grouped by pattern, what is copied in one line, totals."""
+    lines = ["  ~ computed   = copied byte for byte   - dropped"]
+    lines += [_PROMISE] * any(target.promise for target in plan.targets) + [""]
     lines += ["inputs:"] + [f"  {line}" for line in _inputs(plan)] + [""]
+    lines += _section("first measured:", [_fit_words(plan, fit) for fit in plan.fits])
+    lines += _section("edits:", [f"{claim.label}: {claim.words()}" for claim in claims(plan)])
+    lines += _section("reshapes:", _reshapes(plan))
     lines += [f"  ~ {line}" for line in _groups([t for t in plan.targets if t.action == "compute"])]
     copied = [target for target in plan.targets if target.action == "copy"]
     if copied:
         lines.append(f"  = {len(copied)} tensors, {human_bytes(sum(t.spec.nbytes for t in copied))}: {_copied(copied)}")
     lines += [f"  - {name}" for name in plan.dropped]
-    lines += ["", f"config and tokenizer: from {plan.files_from.ref}"]
+    lines += ["", f"config and tokenizer: from {plan.files_from.ref}", *_config(plan)]
     lines += [f"warning: {warning}" for warning in plan.warnings]
     return "\n".join([*lines, "", _totals(plan)])
 
@@ -33,17 +46,20 @@ def explain(plan: Plan) -> str:
 def as_dict(plan: Plan) -> dict[str, Any]:
     """Totals and one entry a tensor."""
     return {
-        "tensors": [
-            {
-                "name": t.name, "dtype": t.spec.dtype, "shape": list(t.spec.shape), "action": t.action,
-                "reason": t.reason, "inputs": "resident" if t.resident else "streamed", "reads": t.reads,
-            }
-            for t in plan.targets
-        ],
+        "tensors": [_tensor(target) for target in plan.targets],
         "dropped": list(plan.dropped), "files_from": plan.files_from.ref, "warnings": list(plan.warnings),
+        "config": dict(plan.config), "edits": [claim.to_dict() for claim in claims(plan)],
+        "reshapes": [{"reshape": one.reshape, "of": str(one.of)} for one in _reshaped(plan)],
+        "fits": [
+            {
+                "name": fit.name, "fitter": fit.fitter, "model": str(fit.model), "at": fit.at,
+                "positive": fit.positive, "negative": fit.negative, "temporary_disk": temporary_disk(plan, fit),
+            }
+            for fit in plan.fits
+        ],
         "shards": [file.name for file in plan.layout.files], "workers": plan.workers, "tier": plan.tier,
         "bytes_read": bytes_read(plan), "bytes_written": bytes_written(plan), "peak_memory": plan.peak,
-        "stages": 1,
+        "stages": stages(plan),
     }  # fmt: skip
 
 
@@ -57,6 +73,23 @@ def bytes_written(plan: Plan) -> int:
     return sum(file.size for file in plan.layout.files)
 
 
+def stages(plan: Plan) -> int:
+    """How often the recipe is cut: the output, and each step that a direction is measured on."""
+    return 1 + len({fit.model for fit in plan.fits if not isinstance(fit.model, Model)})
+
+
+def temporary_disk(plan: Plan, fit: Fit) -> int:
+    """Bytes of the model in fp32 that a fit on the result of a step is measured on; an input is read as it is."""
+    if isinstance(fit.model, Model):
+        return 0
+    table = Resolver(plan.sources)(fit.model).table
+    return sum(spec.cast("F32").nbytes if spec.is_float else spec.nbytes for spec in table.values())
+
+
+def _section(title: str, lines: list[str]) -> list[str]:
+    return [title, *(f"  {line}" for line in lines), ""] if lines else []
+
+
 def _inputs(plan: Plan) -> list[str]:
     found = []
     for model, source in plan.sources.items():
@@ -66,13 +99,56 @@ def _inputs(plan: Plan) -> list[str]:
     return found
 
 
+def _fit_words(plan: Plan, fit: Fit) -> str:
+    on = f"{fit.name or 'a direction'}: {fit.fitter} at {fit.at}, {fit.positive} against {fit.negative}, on {fit.model}"
+    disk = temporary_disk(plan, fit)
+    return f"{on} (written in fp32 first: {human_bytes(disk)} of temporary disk)" if disk else f"{on} (an input)"
+
+
+def _reshaped(plan: Plan) -> list[Reshape]:
+    return [node for node in walk(plan.recipe.expr) if isinstance(node, Reshape)]
+
+
+def _reshapes(plan: Plan) -> list[str]:
+    users = {node.of: f", in front of {node}" for node in walk(plan.recipe.expr) if isinstance(node, Edit)}
+    does = {one: inspect.getdoc(reshape_named(one.reshape)) or "" for one in _reshaped(plan)}
+    return [f"{one.reshape} of {one.of}{users.get(one, '')}: {text.splitlines()[0]}" for one, text in does.items()]
+
+
+def _config(plan: Plan) -> list[str]:
+    """The keys of config.json that change."""
+    before = plan.files_from.config
+    return [
+        f"config.json: {key}: {json.dumps(before[key]) if key in before else 'not set'} → {json.dumps(value)}"
+        for key, value in plan.config.items()
+        if key not in before or before[key] != value
+    ]
+
+
+def _tensor(target: Target) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "name": target.name, "dtype": target.spec.dtype, "shape": list(target.spec.shape), "action": target.action,
+        "reason": target.reason, "inputs": "resident" if target.resident else "streamed", "reads": target.reads,
+    }  # fmt: skip
+    if promise := target.promise:
+        points = [point for _, point in promise.directions]
+        entry["promise"] = {"zero": "QᵀW", "edit": promise.edit, "points": points, "gains": list(promise.gains)}
+    return entry
+
+
 def _groups(targets: list[Target]) -> list[str]:
     groups: Counter[tuple[str, str, str, str]] = Counter()
     for target in targets:
-        held = "inputs held" if target.resident else "streamed"
+        held = ("inputs held" if target.resident else "streamed") + _promised(target)
         groups[_NUMBER.sub("*", target.name), str(target.spec), target.reason, held] += 1
     width = max((len(name) for name, *_ in groups), default=0)
     return [f"{name:{width}}  {n:4} × {spec}  {reason} ({held})" for (name, spec, reason, held), n in groups.items()]
+
+
+def _promised(target: Target) -> str:
+    if target.promise is None:
+        return ""
+    return "; promise: QᵀW = 0, Q = gain ⊙ R" if target.promise.gains else "; promise: RᵀW = 0"
 
 
 def _copied(targets: list[Target]) -> str:
@@ -82,8 +158,10 @@ def _copied(targets: list[Target]) -> str:
 
 def _totals(plan: Plan) -> str:
     changed = sum(target.action == "compute" for target in plan.targets)
+    count = stages(plan)
     return (
         f"Plan: {changed} tensors computed, {len(plan.targets) - changed} copied, {len(plan.dropped)} dropped; "
         f"{human_bytes(bytes_read(plan))} read, {human_bytes(bytes_written(plan))} written in {len(plan.layout.files)} "
-        f"file(s); 1 stage, {plan.workers} worker(s), peak memory {human_bytes(plan.peak)}; tier {plan.tier}."
+        f"file(s); {count} stage{'s' * (count > 1)}, {plan.workers} worker(s), peak memory {human_bytes(plan.peak)}; "
+        f"tier {plan.tier}."
     )

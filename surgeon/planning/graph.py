@@ -51,12 +51,16 @@ class Graph:
         inputs: tuple[Input, ...],
         settings: Mapping[str, Any] | None = None,
         part: str = "",
+        spec: TensorSpec | None = None,
     ) -> Key:
-        """Add a step; `part` names a value of its own beside the node's tensor (a factor, one update of several)."""
+        """Add a step; `part` names a value of its own beside the node's tensor (a factor, one update of several).
+
+        `spec` is given where the value has another shape than the tensor.
+        """
         number = self._numbers.setdefault(id(node), len(self._numbers))
         key = Key(number, f"{tensor}\0{part}" if part else tensor)
-        wide = any(self.steps[need.key].wide for need in inputs)
-        spec = TensorSpec("F64" if wide else "F32", node.table[tensor].shape)
+        wide = any(self.steps[need.key].wide for need in inputs) and spec is None
+        spec = spec or TensorSpec("F64" if wide else "F32", node.table[tensor].shape)
         place = self._tensors.setdefault(tensor, len(self._tensors))
         chosen = tuple(sorted((settings or {}).items()))
         self.steps[key] = Step(key, spec, kernel, inputs, chosen, wide=wide, number=place)

@@ -10,7 +10,9 @@ from surgeon.planning.evaluation import measured, rounds
 from surgeon.planning.step import Key, Step, Steps
 from surgeon.space.kernels import kernel_named
 
-_WORDS = {"low_rank": "adapter", "dora": "DoRA adapter"}
+_WORDS = {"low_rank": "adapter", "dora": "DoRA adapter", "BF16": "compensated rounding", "F16": "compensated rounding"}
+#: Steps that only prepare others.
+_SILENT = ("load", "zeros", "frame:columns")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +30,8 @@ class Kind:
     @cached_property
     def reason(self) -> str:
         """How it is made, in words."""
-        kernels = [step.kernel.rpartition(":")[2] for step in self.below if step.kernel not in ("load", "zeros")]
+        kernels = [step.kernel.removesuffix("@last") for step in self.below if step.kernel not in _SILENT]
+        kernels = [kernel.rpartition(":")[2] for kernel in kernels]
         return " → ".join(dict.fromkeys(_WORDS.get(kernel, kernel) for kernel in kernels))
 
     @cached_property

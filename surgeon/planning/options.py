@@ -12,13 +12,17 @@ USUAL_BUDGET = 1_000_000_000
 
 @dataclass(frozen=True)
 class Options:
-    """`memory` is a promise in bytes of anonymous resident memory; `block` is in bytes of float32."""
+    """`memory` is a promise in bytes of anonymous resident memory; `block` is in bytes of float32.
+
+    `any_model` lets directions be used on another model than they were measured on.
+    """
 
     device: str = "auto"
     memory: int | None = None
     threads: int | None = None
     block: int = 1 << 21
     allow_nan: bool = False
+    any_model: bool = False
 
     @property
     def workers(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from surgeon.errors import Fault, Origin, RecipeError
-from surgeon.space.expr import Combination, Expr, Merge, walk
+from surgeon.space.expr import Combination, Edit, Expr, Merge, walk
 from surgeon.space.schedule import patterns
 from surgeon.space.select import matches
 
@@ -28,6 +28,8 @@ def _patterns(expr: Expr) -> Iterator[tuple[Origin | None, str]]:
             schedules = [schedule for _, coefficient in node.terms for schedule, _ in coefficient.scheduled]
         elif isinstance(node, Merge):
             schedules = [value for own in (node.settings, *(m.settings for m in node.members)) for _, value in own]
+        elif isinstance(node, Edit):
+            schedules = [value for _, value in node.settings]
         else:
             continue
         yield from ((node.origin, pattern) for schedule in schedules for pattern in patterns(schedule))

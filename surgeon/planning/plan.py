@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from surgeon.anatomy.stacks import positions
 from surgeon.errors import MismatchError, RefusedError
+from surgeon.planning.editing import check_models
 from surgeon.planning.graph import Graph
 from surgeon.planning.kinds import Kinds
 from surgeon.planning.options import Options
 from surgeon.planning.patterns import check_patterns
+from surgeon.planning.prepare import fits, untied
+from surgeon.planning.promises import promise_of, undone
 from surgeon.planning.resolve import Node, Resolver, check_mass
-from surgeon.planning.side_files import files_model
+from surgeon.planning.side_files import config_changes, files_model
 from surgeon.planning.sources import Sources, open_sources
 from surgeon.planning.spanning import check_spanning
-from surgeon.planning.step import Steps, Target
-from surgeon.space.expr import Model
-from surgeon.space.output import Recipe
+from surgeon.planning.step import Input, Steps, Target
+from surgeon.space.expr import Fit, Model
+from surgeon.space.output import Output, Recipe
 from surgeon.space.select import matches
 from surgeon.store.checkpoint import Checkpoint
 from surgeon.store.layout import Layout, lay_out
@@ -42,6 +45,8 @@ class Plan:
     workers: int
     peak: int
     warnings: tuple[str, ...]
+    config: Mapping[str, Any]
+    fits: tuple[Fit, ...]
 
     @property
     def tier(self) -> str:
@@ -92,21 +97,22 @@ def _build(recipe: Recipe, options: Options) -> Plan:
 
     files_from = recipe.output.files_from
     sources = open_sources(recipe.expr, *([files_from] if files_from is not None else []))
+    recipe = replace(recipe, expr=untied(recipe.expr, sources))
     root = Resolver(sources)(recipe.expr)
     check_mass(root, wanted=(1,), origin=recipe.expr.origin)
     giver = files_model(recipe, sources)
     graph = Graph(positions(root.table))
     kinds = Kinds(graph.steps)
     check_patterns(recipe.expr, root.table)
-    if recipe.output.rounding != "nearest":
-        raise RefusedError(
-            f"rounding: {recipe.output.rounding} needs an edit that promises a zero", origin=recipe.output.origin
-        )
+    if not options.any_model:
+        check_models(recipe.expr, sources)
     dropped = _dropped(recipe, root)
     targets = tuple(
-        _target(root, name, graph, kinds, recipe.output.dtype, giver) for name in root.table if name not in dropped
+        _target(root, name, graph, kinds, recipe.output, giver) for name in root.table if name not in dropped
     )
     _refuse_quantised(targets, kinds, sources)
+    if recipe.output.rounding == "compensated" and not any(target.promise for target in targets):
+        raise RefusedError("rounding: compensated needs an edit that promises a zero", origin=recipe.output.origin)
     if any(target.action == "compute" and kinds.of(target.key).spans for target in targets):
         check_spanning(graph.steps, targets)
     source_map = giver.shard_of if recipe.output.shard_size is None else None
@@ -123,16 +129,19 @@ def _build(recipe: Recipe, options: Options) -> Plan:
         giver,
         workers,
         peak,
-        _warnings(targets, sources, recipe.output.dtype),
+        (*_warnings(targets, sources, recipe.output.dtype), *undone(graph.steps, (target.key for target in targets))),
+        config_changes(recipe.expr, sources),
+        fits(recipe.expr),
     )
 
 
-def _target(root: Node, name: str, graph: Graph, kinds: Kinds, dtype: str | None, giver: Checkpoint) -> Target:
+def _target(root: Node, name: str, graph: Graph, kinds: Kinds, output: Output, giver: Checkpoint) -> Target:
     key = graph.key(root, name)
     assert key is not None
     step = graph.steps[key]
-    kept = giver.tensors[name].spec.dtype if name in giver.tensors else step.spec.dtype
-    spec = TensorSpec(kept if root.table[name].is_float else root.table[name].dtype, step.spec.shape).cast(dtype)
+    kept = giver.tensors[name].spec.dtype if name in giver.tensors else root.table[name].dtype
+    spec = TensorSpec(kept if root.table[name].is_float else root.table[name].dtype, step.spec.shape)
+    spec = spec.cast(output.dtype)
     if step.kernel == "same":
         first, *others = (graph.steps[need.key].stored for need in step.inputs)
         assert first is not None
@@ -144,9 +153,14 @@ def _target(root: Node, name: str, graph: Graph, kinds: Kinds, dtype: str | None
     if not spec.count:
         empty = next(s.stored for s in graph.steps.below(key) if s.stored is not None and not s.spec.count)
         return Target(name, spec, key, "copy", "empty", empty)
+    promise = promise_of(graph.steps, key)
+    if promise is not None and output.rounding == "compensated" and spec.dtype in ("BF16", "F16"):
+        layout = "@last" if promise.axis == -1 else ""
+        inputs = Input(key), Input(promise.frame, whole=True)
+        key = graph.add(root, name, f"round:{spec.dtype}{layout}", inputs, part="rounded")
     kind = kinds.of(key)
     reason = "cast" if step.kernel == "load" else kind.reason
-    return Target(name, spec, key, "compute", reason, reads=kind.input_bytes * kind.looks)
+    return Target(name, spec, key, "compute", reason, reads=kind.input_bytes * kind.looks, promise=promise)
 
 
 def _dropped(recipe: Recipe, root: Node) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from surgeon.errors import MismatchError, Origin, RefusedError, SurgeonError
 from surgeon.planning.sources import Sources
 from surgeon.space.coefficient import Coefficient
-from surgeon.space.expr import ONE, Combination, Expr, Merge, Model, Settings
+from surgeon.space.expr import ONE, Combination, Edit, Expr, Merge, Model, Reshape, Settings
 from surgeon.space.method import MergeMethod
 from surgeon.space.registry import merge_method_named
 from surgeon.store.adapter import Adapter
@@ -138,6 +138,20 @@ def _merge(expr: Merge, resolver: Resolver) -> Node:
     members = tuple((resolver.on(base)(member.of), member.settings) for member in expr.members)
     _check_merge(expr, method, base, members)
     return Mix(str(expr), method, base, members, expr.settings, expr.semantics)
+
+
+@resolve.register
+def _edit(expr: Edit, resolver: Resolver) -> Node:
+    from surgeon.planning.editing import edited
+
+    return edited(expr, resolver.on(None)(expr.of), resolver.sources)
+
+
+@resolve.register
+def _reshape(expr: Reshape, resolver: Resolver) -> Node:
+    from surgeon.planning.editing import reshaped
+
+    return reshaped(expr, resolver.on(None)(expr.of), resolver.sources)
 
 
 def _check_merge(

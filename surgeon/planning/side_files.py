@@ -1,18 +1,23 @@
-"""Whose side files a result carries: a rule, never chance."""
+"""Whose side files a result carries, and what its reshapes change in the config: a rule, never chance."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from surgeon.errors import MismatchError
 from surgeon.planning.sources import Sources
-from surgeon.space.expr import Expr, Merge, Model, children
+from surgeon.space.expr import Edit, Expr, Merge, Model, Reshape, children
 from surgeon.space.output import Recipe
+from surgeon.space.registry import reshape_named
 from surgeon.store.checkpoint import Checkpoint
 
 
 def files_model(recipe: Recipe, sources: Sources) -> Checkpoint:
     """The checkpoint whose config, tokenizer, dtypes and shard map the result has.
 
-    A merge takes its base model's (without one, the first model's), a combination those of the first model named in it.
+    A merge takes its base model's (without one, the first model's), a combination those of the first model named in it,
+    an edit and a reshape their operand's.
     """
     chosen = recipe.output.files_from if recipe.output.files_from is not None else recipe.expr
     found = _first(chosen, sources)
@@ -21,10 +26,34 @@ def files_model(recipe: Recipe, sources: Sources) -> Checkpoint:
     return found
 
 
+def config_of(expr: Expr, sources: Sources) -> Mapping[str, Any]:
+    """The config an expression's result has."""
+    source = _first(expr, sources)
+    return {**(source.config if source is not None else {}), **config_changes(expr, sources)}
+
+
+def config_changes(expr: Expr, sources: Sources) -> Mapping[str, Any]:
+    """What reshapes on the way change in the config, by key."""
+    if isinstance(expr, Reshape):
+        return {
+            **config_changes(expr.of, sources),
+            **reshape_named(expr.reshape).config(config_of(expr.of, sources)),
+        }
+    inner = next((child for child in _giving(expr) if _first(child, sources) is not None), None)
+    return {} if inner is None else config_changes(inner, sources)
+
+
 def _first(expr: Expr, sources: Sources) -> Checkpoint | None:
     if isinstance(expr, Model):
         source = sources[expr]
         return source if isinstance(source, Checkpoint) else None
+    return next((found for child in _giving(expr) if (found := _first(child, sources)) is not None), None)
+
+
+def _giving(expr: Expr) -> tuple[Expr, ...]:
+    """The expressions whose files may be taken, in order."""
     if isinstance(expr, Merge) and expr.base_model is not None:
-        return _first(expr.base_model, sources)
-    return next((found for child in children(expr) if (found := _first(child, sources)) is not None), None)
+        return (expr.base_model,)
+    if isinstance(expr, Edit | Reshape):
+        return (expr.of,)
+    return () if isinstance(expr, Model) else children(expr)

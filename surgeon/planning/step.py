@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from surgeon.store.header import Stored
 from surgeon.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from surgeon.planning.promises import Promise
 
 
 class Key(NamedTuple):
@@ -50,7 +53,8 @@ class Step(NamedTuple):
 class Target:
     """One tensor of the output: which value it holds, in which dtype, and why.
 
-    `action` is ``copy`` (the bytes of `stored`, after checking that `equals` hold the same) or ``compute``.
+    `action` is ``copy`` (the bytes of `stored`, after checking that `equals` hold the same) or ``compute``. `promise`
+    is what holds of the bytes written.
     """
 
     name: str
@@ -62,6 +66,7 @@ class Target:
     equals: tuple[Stored, ...] = ()
     resident: bool = False
     reads: int = field(default=0, compare=False)
+    promise: Promise | None = None
 
 
 class Steps(dict[Key, Step]):

@@ -1,7 +1,7 @@
 """YAML ⇄ expression: native recipes, mergekit's YAML, and back."""
 
 from surgeon.recipe.dump import dump_recipe
-from surgeon.recipe.load import LoadedRecipe, load, load_recipe, parse, parse_recipe
+from surgeon.recipe.load import LoadedRecipe, load, load_recipe, parse
 from surgeon.recipe.schema import json_schema
 
-__all__ = ["LoadedRecipe", "dump_recipe", "json_schema", "load", "load_recipe", "parse", "parse_recipe"]
+__all__ = ["LoadedRecipe", "dump_recipe", "json_schema", "load", "load_recipe", "parse"]

@@ -1,11 +1,12 @@
-"""A recipe's arithmetic: numbers, names, `+ - * / ( )`. Parsed to postfix order, then folded; nothing is evaluated."""
+"""A recipe's arithmetic: numbers, names, `+ - * / ( )`, folded exactly while it is parsed; no code is ever run."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 from surgeon.errors import nearest
 from surgeon.recipe.scalars import NUMBER, number
@@ -15,7 +16,9 @@ from surgeon.space.expr import ONE, Combination, Expr, combination
 LONGEST, DEEPEST = 20_000, 50
 """Bounds on an expression: characters, and nested brackets and signs."""
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_TOKEN = re.compile(rf"(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<number>{NUMBER.pattern.removeprefix('[-+]?')})|\*\*|\S")
+_STRANGE = {"'": "texts are", '"': "texts are", ".": "attributes are", "^": "powers are", "**": "powers are",
+            "[": "brackets [] are"}  # fmt: skip
 _OPERATORS = "+-*/()"
 _BITS, _LARGEST = 4096, 1 << 1000
 
@@ -31,137 +34,113 @@ class ArithmeticFault(Exception):
         self.message, self.at, self.hint = message, at, hint
 
 
-@dataclass(frozen=True)
-class Token:
-    """A number, a name, an operator or the end; in postfix order also ``negate``."""
+class Token(NamedTuple):
+    """A number, a name, an operator (its own kind) or the end, and the character it starts at."""
 
     kind: str
     text: str
     at: int
 
 
-Postfix = tuple[Token, ...]
+def names(text: str) -> tuple[Token, ...] | None:
+    """The names an expression uses, in order; None where it holds what is no arithmetic, and so may mean anything."""
+    tokens = list(_tokens(text[:LONGEST]))
+    if any(token.kind == "strange" for token in tokens):
+        return None
+    pairs = itertools.pairwise(tokens)
+    return tuple(token for token, after in pairs if token.kind == "name" and after.kind != "(")
 
 
-def parse(text: str) -> Postfix:
-    """The expression in postfix order. ArithmeticFault where it is not one."""
+def evaluate(text: str, known: Mapping[str, Expr | Coefficient]) -> Expr:
+    """The expression with names replaced by what they stand for. ArithmeticFault where that makes no sense."""
     if len(text) > LONGEST:
         raise ArithmeticFault(f"an expression has at most {LONGEST} characters", 0)
-    parser = _Parser(tuple(_tokens(text)))
-    parser.sum(0)
+    tokens = list(_tokens(text))
+    for token in tokens:
+        if token.kind == "strange":
+            what = _STRANGE.get(token.text, f"{token.text!r} is")
+            allowed = "numbers, names, + - * / and ( )"
+            raise ArithmeticFault(f"{what} not part of a recipe's arithmetic ({allowed})", token.at)
+    parser = _Parser(tokens, known)
+    value = parser.sum(0)
     parser.end()
-    return tuple(parser.output)
-
-
-def names(postfix: Postfix) -> tuple[Token, ...]:
-    """The names an expression uses, in order."""
-    return tuple(token for token in postfix if token.kind == "name")
-
-
-def evaluate(postfix: Postfix, known: Mapping[str, Expr | Coefficient]) -> Expr:
-    """The expression with names replaced by what they stand for. ArithmeticFault where that makes no sense."""
-    stack: list[Value] = []
-    for token in postfix:
-        if token.kind == "number":
-            stack.append(_number(token))
-        elif token.kind == "name":
-            stack.append(_named(token, known))
-        elif token.kind == "negate":
-            stack.append(_times(stack.pop(), -ONE, token))
-        else:
-            right, left = stack.pop(), stack.pop()
-            stack.append(_binary(token, left, right))
-    return _point(stack.pop(), postfix[0])
-
-
-# -- reading ----------------------------------------------------------------------------------------------------------
+    return _point(value, tokens[0])
 
 
 def _tokens(text: str) -> Iterator[Token]:
-    at = 0
-    while at < len(text):
-        if text[at].isspace():
-            at += 1
-            continue
-        found = _NAME.match(text, at) or (text[at] not in "+-" and NUMBER.match(text, at)) or None
-        if found is not None:
-            yield Token("name" if _NAME.match(text, at) else "number", found[0], at)
-            at = found.end()
-        elif text.startswith("**", at):
-            raise ArithmeticFault("powers are not part of a recipe's arithmetic", at)
-        elif text[at] in _OPERATORS:
-            yield Token(text[at], text[at], at)
-            at += 1
-        else:
-            raise ArithmeticFault(_strange(text[at]), at)
-    yield Token("end", "", at)
-
-
-def _strange(letter: str) -> str:
-    known = {"'": "texts are", '"': "texts are", ".": "attributes are", "^": "powers are", "[": "brackets [] are"}
-    return f"{known.get(letter, f'{letter!r} is')} not part of a recipe's arithmetic (numbers, names, + - * / and ( ))"
+    for found in _TOKEN.finditer(text):
+        kind = found.lastgroup or (found[0] if found[0] in _OPERATORS else "strange")
+        yield Token(kind, found[0], found.start())
+    yield Token("end", "", len(text))
 
 
 class _Parser:
-    """Recursive descent over tokens; appends to `output` in postfix order."""
+    """Recursive descent over tokens; each method gives the value of what it read."""
 
-    def __init__(self, tokens: tuple[Token, ...]) -> None:
-        self.tokens = tokens
-        self.next = 0
-        self.output: list[Token] = []
+    def __init__(self, tokens: list[Token], known: Mapping[str, Expr | Coefficient]) -> None:
+        self.tokens, self.known, self.next = tokens, known, 0
 
-    def sum(self, depth: int) -> None:
+    def sum(self, depth: int) -> Value:
         """A sum of products."""
-        self._chain("+-", depth)
+        value = self._product(depth)
+        while token := self._accept("+", "-"):
+            value = _sum(value, self._product(depth), token)
+        return value
 
     def end(self) -> None:
         """Refuse what follows a whole expression."""
-        token = self.tokens[self.next]
+        before, token = self.tokens[self.next - 1], self.tokens[self.next]
         if token.kind == "(":
-            before = self.tokens[self.next - 1]
             what = f"{before.text!r} is called" if before.kind == "name" else "an operator is missing here"
             raise ArithmeticFault(f"{what}; calls are not part of a recipe's arithmetic", token.at)
         if token.kind != "end":
             raise ArithmeticFault(f"an operator is missing before {token.text!r}", token.at)
 
-    def _chain(self, operators: str, depth: int) -> None:
-        operand = self._product if operators == "+-" else self._factor
-        operand(depth)
-        while (token := self.tokens[self.next]).kind in operators:
-            self.next += 1
-            operand(depth)
-            self.output.append(token)
-
-    def _product(self, depth: int) -> None:
-        self._chain("*/", depth)
-
-    def _factor(self, depth: int) -> None:
+    def _accept(self, *kinds: str) -> Token | None:
         token = self.tokens[self.next]
+        if token.kind not in kinds:
+            return None
         self.next += 1
+        return token
+
+    def _product(self, depth: int) -> Value:
+        value = self._factor(depth)
+        while token := self._accept("*", "/"):
+            value = _product(value, self._factor(depth), token)
+        return value
+
+    def _factor(self, depth: int) -> Value:
+        token = self.tokens[self.next]
         if depth > DEEPEST:
             raise ArithmeticFault(f"brackets and signs are nested deeper than {DEEPEST}", token.at)
-        if token.kind in ("number", "name"):
-            self.output.append(token)
-        elif token.kind in ("+", "-"):
-            self._factor(depth + 1)
-            if token.kind == "-":
-                self.output.append(Token("negate", "-", token.at))
-        elif token.kind == "(":
-            self.sum(depth + 1)
-            self._close(token)
-        else:
+        if not self._accept("number", "name", "+", "-", "("):
             raise ArithmeticFault("a number, a name or ( is missing here", token.at)
+        if token.kind == "number":
+            return _number(token)
+        if token.kind == "name":
+            return self._named(token)
+        if token.kind == "(":
+            return self._bracket(token, depth)
+        value = self._factor(depth + 1)
+        return _scaled(value, -ONE, token) if token.kind == "-" else value
 
-    def _close(self, opened: Token) -> None:
-        token = self.tokens[self.next]
-        if token.kind == "end":
+    def _bracket(self, opened: Token, depth: int) -> Value:
+        value = self.sum(depth + 1)
+        if self.tokens[self.next].kind == "end":
             raise ArithmeticFault("this ( is never closed", opened.at)
-        if token.kind != ")":
+        if not self._accept(")"):
             self.end()
-        self.next += 1
+        return value
 
-
-# -- folding ----------------------------------------------------------------------------------------------------------
+    def _named(self, token: Token) -> Value:
+        if self.tokens[self.next].kind == "(":
+            self.end()
+        if token.text not in self.known:
+            raise ArithmeticFault(f"nothing is called {token.text!r}", token.at, nearest(token.text, self.known))
+        value = self.known[token.text]
+        if isinstance(value, Combination):
+            return value.terms
+        return value if isinstance(value, Coefficient) else ((value, ONE),)
 
 
 def _number(token: Token) -> Coefficient:
@@ -171,31 +150,41 @@ def _number(token: Token) -> Coefficient:
         raise ArithmeticFault(str(error), token.at) from None
 
 
-def _named(token: Token, known: Mapping[str, Expr | Coefficient]) -> Value:
-    if token.text not in known:
-        raise ArithmeticFault(f"nothing is called {token.text!r}", token.at, nearest(token.text, known))
-    value = known[token.text]
-    if isinstance(value, Combination):
-        return value.terms
-    return value if isinstance(value, Coefficient) else ((value, ONE),)
-
-
-def _binary(token: Token, left: Value, right: Value) -> Value:
-    if token.kind == "/":
-        return _times(left, Coefficient(1 / _divisor(right, token)), token)
-    if token.kind == "*":
-        if isinstance(right, Coefficient):
-            return _times(left, right, token)
-        if isinstance(left, Coefficient):
-            return _times(right, left, token)
-        raise ArithmeticFault("a model is multiplied by a model; only numbers and schedules multiply", token.at)
-    right = _times(right, -ONE, token) if token.kind == "-" else right
+def _sum(left: Value, right: Value, token: Token) -> Value:
+    right = _scaled(right, -ONE, token) if token.kind == "-" else right
     if isinstance(left, Coefficient) and isinstance(right, Coefficient):
         return _bounded(left + right, token)
     return _terms(left, token) + _terms(right, token)
 
 
-def _times(value: Value, factor: Coefficient, token: Token) -> Value:
+def _terms(value: Value, token: Token) -> Sum:
+    if not isinstance(value, Coefficient):
+        return value
+    if value.is_zero:
+        return ()
+    raise ArithmeticFault("a number and a model are added; write number * model", token.at)
+
+
+def _product(left: Value, right: Value, token: Token) -> Value:
+    if token.kind == "/":
+        return _scaled(left, Coefficient(1 / _divisor(right, token)), token)
+    if isinstance(right, Coefficient):
+        return _scaled(left, right, token)
+    if isinstance(left, Coefficient):
+        return _scaled(right, left, token)
+    raise ArithmeticFault("a model is multiplied by a model; only numbers and schedules multiply", token.at)
+
+
+def _divisor(value: Value, token: Token) -> Fraction:
+    if isinstance(value, Coefficient) and not value.scheduled and value.constant:
+        return value.constant
+    if isinstance(value, Coefficient) and not value.scheduled:
+        raise ArithmeticFault("divided by zero", token.at)
+    what = "a schedule" if isinstance(value, Coefficient) else "a model"
+    raise ArithmeticFault(f"divided by {what}; only numbers divide", token.at)
+
+
+def _scaled(value: Value, factor: Coefficient, token: Token) -> Value:
     try:
         if isinstance(value, Coefficient):
             return _bounded(value * factor, token)
@@ -215,24 +204,6 @@ def _bounded(value: Coefficient, token: Token) -> Coefficient:
 def _numbers(value: Coefficient) -> Iterator[Fraction]:
     yield value.constant
     yield from (factor for _, factor in value.scheduled)
-
-
-def _divisor(value: Value, token: Token) -> Fraction:
-    if not isinstance(value, Coefficient):
-        raise ArithmeticFault("divided by a model; only numbers divide", token.at)
-    if value.scheduled:
-        raise ArithmeticFault("divided by a schedule; only numbers divide", token.at)
-    if not value.constant:
-        raise ArithmeticFault("divided by zero", token.at)
-    return value.constant
-
-
-def _terms(value: Value, token: Token) -> Sum:
-    if not isinstance(value, Coefficient):
-        return value
-    if value.is_zero:
-        return ()
-    raise ArithmeticFault("a number and a model are added; write number * model", token.at)
 
 
 def _point(value: Value, first: Token) -> Expr:

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from surgeon.errors import RefusedError
+from surgeon.recipe.dump_parts import direction_data, edit_data, setting_data, settings_data
 from surgeon.recipe.names import identifier, is_path, probed_reference, unique
 from surgeon.recipe.yaml_write import write_yaml
-from surgeon.space.coefficient import Coefficient, decimal
-from surgeon.space.expr import Combination, Expr, Member, Merge, Model, Settings, walk
+from surgeon.space.coefficient import decimal
+from surgeon.space.expr import Combination, DirectionRef, Edit, Expr, Merge, Model, Reshape, walk
 from surgeon.space.output import Output, Recipe
-from surgeon.space.schedule import Layers, Rule, Rules, Schedule, Setting
+from surgeon.space.schedule import Schedule
 from surgeon.tensors import FLOATS
 
 HEADER = "# yaml-language-server: $schema=recipe.schema.json\n"
 
 
 def dump_recipe(recipe: Recipe | Expr, *, schema: bool = True) -> str:
-    """A recipe, or an expression, as native YAML; loading it gives an equal one. Paths are written absolute.
+    """A recipe, or an expression, as native YAML; loading it gives an equal one.
 
+    Paths are written absolute, those of direction files as they are. RefusedError for a direction in memory.
     `schema` puts the line before it that tells editors of `recipe.schema.json` in the same folder.
     """
     recipe = Recipe(recipe) if isinstance(recipe, Expr) else recipe
@@ -31,20 +33,23 @@ def dump_recipe(recipe: Recipe | Expr, *, schema: bool = True) -> str:
     for expr in roots:
         writer.define(expr)
     if isinstance(recipe.expr, Model) or (files_from is not None and recipe.expr in walk(files_from)):
-        writer.alias_step(recipe.expr, "result")
-    data: dict[str, Any] = {"surgeon": 1, "models": writer.models, "steps": writer.steps}
-    if output := dict(_output(recipe.output, writer)):
+        writer.again(recipe.expr, "result")
+    directions = {"directions": writer.directions} if writer.directions else {}
+    data: dict[str, Any] = {"surgeon": 1, "models": writer.models, **directions, "steps": writer.steps}
+    if output := _output(recipe.output, writer):
         data["output"] = output
     return (HEADER if schema else "") + write_yaml(data, levels=3)
 
 
 class _Writer:
-    """The models and steps written so far, and what every expression is called."""
+    """The models, directions and steps written so far, and what every expression is called."""
 
     def __init__(self) -> None:
         self.models: dict[str, Any] = {}
+        self.directions: dict[str, Any] = {}
         self.steps: dict[str, Any] = {}
         self.names: dict[Expr, str] = {}
+        self._along: dict[DirectionRef, str] = {}
         self._taken: set[str] = set()
 
     def define(self, root: Expr) -> None:
@@ -53,86 +58,80 @@ class _Writer:
             if expr not in self.names:
                 self.names[expr] = self._model(expr) if isinstance(expr, Model) else self._step(expr)
 
-    def alias_step(self, expr: Expr, name: str) -> None:
+    def again(self, expr: Expr, name: str) -> str:
         """A further step that is the same expression."""
-        self.steps[unique(name, self._taken)] = {"combine": self.names[expr]}
+        name = unique(name, self._taken)
+        self.steps[name] = {"combine": self.names[expr]}
+        return name
 
     def _model(self, model: Model) -> str:
         name = unique(identifier(model.name or Path(model.ref.partition("@")[0]).name), self._taken)
-        ref = _reference(model)
-        base = model.base_model
+        ref, base = _reference(model), model.base_model
         self.models[name] = ref if base is None else {"model": ref, "base_model": self.names[base]}
         return name
 
     def _step(self, expr: Expr) -> str:
+        """The place of a further kind of step."""
         if isinstance(expr, Merge):
-            step = dict(self._merge(expr))
-            name = unique(identifier(expr.name or "merged"), self._taken)
+            step, wanted = dict(self._merge(expr)), expr.name or "merged"
+        elif isinstance(expr, Edit):
+            step, wanted = dict(edit_data(expr, self.names[expr.of], self._directions(expr))), expr.name or "edited"
+        elif isinstance(expr, Reshape):
+            step, wanted = {"reshape": expr.reshape, "of": self.names[expr.of]}, expr.name or "reshaped"
         elif isinstance(expr, Combination):
-            name = unique("combined", self._taken)
-            step = self._combination(expr)
+            step, wanted = self._combination(expr), "combined"
         else:
             raise TypeError(f"{type(expr).__name__} has no form in a recipe")
+        name = unique(identifier(wanted), self._taken)
         self.steps[name] = step
         return name
 
-    # -- merges ---------------------------------------------------------------------------------------------------
+    def _directions(self, edit: Edit) -> list[str]:
+        """What the directions of an edit are called; one that is met again in it goes by a second name."""
+        found: list[str] = []
+        for use in edit.directions:
+            name = self._along.get(use)
+            if name is None or name in found:
+                source = Path(use.source).stem if isinstance(use.source, str) else "direction"
+                name = self._along[use] = unique(identifier(use.name or source), self._taken)
+                self.directions[name] = direction_data(use, self.names)
+            found.append(name)
+        return found
 
     def _merge(self, merge: Merge) -> Iterator[tuple[str, Any]]:
         yield "merge", merge.method
-        base = merge.base_model
-        if base is not None:
-            yield "base_model", self.names[base]
+        if merge.base_model is not None:
+            yield "base_model", self.names[merge.base_model]
         if merge.semantics != "paper":
             yield "semantics", merge.semantics
-        members = dict(self._members(merge.members, base))
+        members = dict(self._members(merge))
         yield "models", members if any(members.values()) else list(members)
-        yield from _settings(merge.settings).items()
+        yield from settings_data(merge.settings).items()
 
-    def _members(self, members: Iterable[Member], base: Expr | None) -> Iterator[tuple[str, Any]]:
+    def _members(self, merge: Merge) -> Iterator[tuple[str, Any]]:
         """Names and settings; a point that is met again, or is the base, goes by a second name."""
-        seen = set() if base is None else {base}
-        for member in members:
+        seen = {merge.base_model}
+        for member in merge.members:
             name = self.names[member.of]
             if member.of in seen:
-                name = self._again(member.of)
+                name = self._model(member.of) if isinstance(member.of, Model) else self.again(member.of, name)
             seen.add(member.of)
-            yield name, _settings(member.settings)
-
-    def _again(self, expr: Expr) -> str:
-        if isinstance(expr, Model):
-            return self._model(expr)
-        name = unique(self.names[expr], self._taken)
-        self.steps[name] = {"combine": self.names[expr]}
-        return name
-
-    # -- combinations ---------------------------------------------------------------------------------------------
+            yield name, settings_data(member.settings)
 
     def _combination(self, expr: Combination) -> dict[str, Any]:
         schedules: dict[Schedule, str] = {}
-        for _, coefficient in expr.terms:
-            for schedule, _ in coefficient.scheduled:
-                if schedule not in schedules:
-                    schedules[schedule] = unique(identifier(schedule.name or "s"), self._taken)
+        for schedule in (schedule for _, coefficient in expr.terms for schedule, _ in coefficient.scheduled):
+            if schedule not in schedules:
+                schedules[schedule] = unique(identifier(schedule.name or "s"), self._taken)
         text = ""
         for term, coefficient in expr.terms:
-            text += _term(self.names[term], coefficient, schedules, first=not text)
-        step: dict[str, Any] = {"combine": text or 0}
-        if schedules:
-            step["schedules"] = {name: _setting(schedule) for schedule, name in schedules.items()}
-        return step
-
-
-def _term(name: str, coefficient: Coefficient, schedules: dict[Schedule, str], *, first: bool) -> str:
-    if not coefficient.scheduled:
-        return _signed(coefficient.constant, name, first=first)
-    if not coefficient.constant and len(coefficient.scheduled) == 1:
-        schedule, factor = coefficient.scheduled[0]
-        return _signed(factor, f"{schedules[schedule]} * {name}", first=first)
-    inner = decimal(coefficient.constant) if coefficient.constant else ""
-    for schedule, factor in coefficient.scheduled:
-        inner += _signed(factor, schedules[schedule], first=not inner)
-    return f"({inner}) * {name}" if first else f" + ({inner}) * {name}"
+            name = self.names[term]
+            parts = [(coefficient.constant, name)] if coefficient.constant else []
+            parts += [(factor, f"{schedules[schedule]} * {name}") for schedule, factor in coefficient.scheduled]
+            for number, product in parts:
+                text += _signed(number, product, first=not text)
+        declared = {name: setting_data(schedule) for schedule, name in schedules.items()}
+        return {"combine": text or 0} | ({"schedules": declared} if declared else {})
 
 
 def _signed(number: Fraction, name: str, *, first: bool) -> str:
@@ -140,21 +139,6 @@ def _signed(number: Fraction, name: str, *, first: bool) -> str:
     sign = "-" if number < 0 else "" if first else "+"
     sign = sign if first else f" {sign} "
     return sign + (name if abs(number) == 1 else f"{decimal(abs(number))} * {name}")
-
-
-def _settings(settings: Settings) -> dict[str, Any]:
-    return {name: _setting(value) for name, value in settings}
-
-
-def _setting(setting: Setting) -> Any:
-    if isinstance(setting, Layers):
-        return list(setting.values)
-    return [_rule(rule) for rule in setting.rules] if isinstance(setting, Rules) else setting
-
-
-def _rule(rule: Rule) -> dict[str, Any]:
-    targets = {} if rule.targets is None else {"targets": rule.targets}
-    return targets | {"value": _setting(rule.value)}
 
 
 def _reference(model: Model) -> str:
@@ -167,14 +151,12 @@ def _reference(model: Model) -> str:
     return model.ref
 
 
-def _output(output: Output, writer: _Writer) -> Iterator[tuple[str, Any]]:
-    if output.dtype is not None:
-        yield "dtype", FLOATS[output.dtype]
-    if output.shard_size is not None:
-        yield "shard_size", output.shard_size
-    if output.files_from is not None:
-        yield "files_from", writer.names[output.files_from]
-    if output.rounding != "nearest":
-        yield "rounding", output.rounding
-    if output.drop:
-        yield "drop", list(output.drop)
+def _output(output: Output, writer: _Writer) -> dict[str, Any]:
+    written = {
+        "dtype": output.dtype and FLOATS[output.dtype],
+        "shard_size": output.shard_size,
+        "files_from": output.files_from and writer.names[output.files_from],
+        "rounding": None if output.rounding == "nearest" else output.rounding,
+        "drop": list(output.drop) or None,
+    }
+    return {key: value for key, value in written.items() if value is not None}

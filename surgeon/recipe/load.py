@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from surgeon.errors import Fault, Origin, RecipeError
-from surgeon.recipe.document import kind
-from surgeon.recipe.faults import Faults
+from surgeon.recipe.document import Faults, Node, kind
+from surgeon.recipe.entries import Entry
+from surgeon.recipe.graph import Definition, read_graph
 from surgeon.recipe.mergekit import translate
-from surgeon.recipe.native import read_native
 from surgeon.recipe.overrides import apply_overrides
+from surgeon.recipe.shape import read_shape
 from surgeon.recipe.yaml_text import LARGEST, read_yaml
-from surgeon.space.output import Recipe
+from surgeon.space.expr import DirectionRef, Expr, Model
+from surgeon.space.output import Output, Recipe
 
 
 @dataclass(frozen=True)
@@ -24,24 +27,19 @@ class LoadedRecipe:
     notes: tuple[str, ...] = ()
 
 
-def load(path: Path | str, overrides: Mapping[str, str] | None = None) -> LoadedRecipe:
-    """The recipe in a file, native or mergekit's, with notes. RecipeError with every fault found."""
-    file = Path(path)
-    return parse(_text(file), file=str(path), folder=file.parent, overrides=overrides)
-
-
 def load_recipe(path: Path | str, overrides: Mapping[str, str] | None = None) -> Recipe:
     """The recipe in a file, native or mergekit's. RecipeError with every fault found."""
     return load(path, overrides).recipe
 
 
-def parse_recipe(text: str, *, file: str, folder: Path, overrides: Mapping[str, str] | None = None) -> Recipe:
-    """The recipe a text spells; `file` is how errors call it, `folder` what relative paths start from."""
-    return parse(text, file=file, folder=folder, overrides=overrides).recipe
+def load(path: Path | str, overrides: Mapping[str, str] | None = None) -> LoadedRecipe:
+    """The same with notes."""
+    file = Path(path)
+    return parse(_text(file), file=str(path), folder=file.parent, overrides=overrides)
 
 
 def parse(text: str, *, file: str, folder: Path, overrides: Mapping[str, str] | None = None) -> LoadedRecipe:
-    """The recipe a text spells, with notes."""
+    """The recipe a text spells; `file` is how errors call it, `folder` what relative paths start from."""
     root = read_yaml(text, file)
     if not isinstance(root.value, Mapping):
         hint = "it starts with surgeon: 1, or is mergekit's YAML with a merge_method"
@@ -51,11 +49,10 @@ def parse(text: str, *, file: str, folder: Path, overrides: Mapping[str, str] | 
     notes: list[str] = []
     if "merge_method" in root.mapping:
         root = translate(root, faults, notes)
-    return LoadedRecipe(read_native(root, folder, faults), tuple(notes))
+    return LoadedRecipe(_build(root, folder, faults), tuple(notes))
 
 
 def _text(file: Path) -> str:
-    origin = Origin(str(file), 1)
     try:
         with file.open("rb") as stream:
             data = stream.read(4 * LARGEST + 1)
@@ -63,9 +60,44 @@ def _text(file: Path) -> str:
         reason = error.strerror if isinstance(error, OSError) else error
         raise RecipeError([Fault(f"cannot read the recipe {file}: {reason}")]) from None
     if len(data) > 4 * LARGEST:
-        raise RecipeError([Fault("this file is too large to be a recipe", origin)])
+        raise RecipeError([Fault("this file is too large to be a recipe", Origin(str(file), 1))])
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise RecipeError([Fault("a recipe is text in UTF-8; this is not", Origin(str(file), line))]) from None
+
+
+def _build(root: Node, folder: Path, faults: Faults) -> Recipe:
+    """The recipe a native tree means; RecipeError with all its faults, those noted before included.
+
+    What is faulty goes on as a model called ?NAME, so that the faults of what is built on it are found too.
+    """
+    shape = read_shape(root, faults)
+    graph = read_graph(root, faults)
+    points: dict[str, Expr] = {}
+    directions: dict[str, DirectionRef] = {}
+    for name in graph.order:
+        definition = graph.definitions[name]
+        known = points | {use.name: Model(f"?{use.name}") for use in definition.uses if use.name not in points}
+        along = directions | {use.name: DirectionRef("?") for use in definition.uses if use.name not in directions}
+        entry = Entry(name, definition.node, _read(shape, definition), known, along, graph.definitions, folder)
+        built = definition.kind.build(entry, faults) if definition.kind else None
+        if isinstance(built, DirectionRef):
+            directions[name] = built
+        else:
+            points[name] = built or Model(f"?{name}")
+    faults.check()
+    output = root.get("output")
+    return Recipe(points[graph.result], _output(output, shape.output, points) if output else Output())
+
+
+def _read(shape: Any, definition: Definition) -> Any:
+    """The entry as its shape was read, or None."""
+    return (getattr(shape, definition.section) or {}).get(definition.name) if shape else None
+
+
+def _output(node: Node, read: Any, built: Mapping[str, Expr]) -> Output:
+    files_from = built[read.files_from] if read.files_from else None
+    rounding = read.rounding or Output.rounding
+    return Output(read.dtype, read.shard_size, files_from, rounding, tuple(read.drop or ()), origin=node.start)

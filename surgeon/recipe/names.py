@@ -10,14 +10,7 @@ from surgeon.recipe.scalars import resolve
 
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
-_HUB_ID = re.compile(rf"(?:{_PART}/)?{_PART}(?:@[A-Za-z0-9_][A-Za-z0-9_./-]*)?")
-_SPELLINGS = "a path starts with ./ ../ / or ~, a Hub id is org/name or org/name@revision"
-
-
-def is_hub_id(text: str) -> bool:
-    """Whether a text has the form of a Hub id."""
-    repository = text.partition("@")[0]
-    return bool(_HUB_ID.fullmatch(text)) and "--" not in repository and ".." not in repository
+_HUB_ID = re.compile(rf"(?![^@]*(?:--|\.\.))(?:{_PART}/)?{_PART}(?:@[A-Za-z0-9_][A-Za-z0-9_./-]*)?")
 
 
 def is_path(text: str) -> bool:
@@ -28,19 +21,28 @@ def is_path(text: str) -> bool:
 def reference(text: str, folder: Path) -> str:
     """A native recipe's reference: a path made absolute from `folder`, or a Hub id. ValueError when neither."""
     if is_path(text):
-        return _absolute(text, folder)
-    if is_hub_id(text):
+        return absolute(text, folder)
+    if _HUB_ID.fullmatch(text):
         return text
-    raise ValueError(f"{text!r} is neither a path nor a Hub id: {_SPELLINGS}")
+    spellings = "a path starts with ./ ../ / or ~, a Hub id is org/name or org/name@revision"
+    raise ValueError(f"{text!r} is neither a path nor a Hub id: {spellings}")
 
 
 def probed_reference(text: str) -> str:
     """The command line's rule: a path, made absolute from the working directory, if it exists; else a Hub id."""
-    if is_path(text) or _exists(text):
-        return _absolute(text, Path.cwd())
-    if is_hub_id(text):
+    if is_path(text) or exists(text):
+        return absolute(text, Path.cwd())
+    if _HUB_ID.fullmatch(text):
         return text
     raise ValueError(f"there is no {text!r} here, and it is not a Hub id (org/name or org/name@revision)")
+
+
+def exists(text: str) -> bool:
+    """Whether there is such a path, seen from the working directory."""
+    try:
+        return bool(text) and Path(text).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def identifier(text: str) -> str:
@@ -60,18 +62,11 @@ def unique(name: str, taken: set[str]) -> str:
     return free
 
 
-def _absolute(text: str, folder: Path) -> str:
+def absolute(text: str, folder: Path) -> str:
+    """The path a text means, absolute and normal, from a folder. ValueError where it can mean none."""
     if "\0" in text:
         raise ValueError("a path cannot hold a NUL character")
     try:
-        path = Path(text).expanduser()
+        return os.path.normpath(folder.absolute() / Path(text).expanduser())
     except RuntimeError:
         raise ValueError(f"{text!r}: there is no such home folder") from None
-    return os.path.normpath(folder.absolute() / path)
-
-
-def _exists(text: str) -> bool:
-    try:
-        return Path(text).exists()
-    except (OSError, ValueError):
-        return False

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from surgeon.errors import Origin, RecipeError, nearest
-from surgeon.recipe.document import Key, Node, child, replaced
-from surgeon.recipe.faults import Faults
+from surgeon.recipe.document import Faults, Key, Node
 from surgeon.recipe.yaml_text import read_value
+
+_NAMED = (("models",), ("directions",), ("steps",))
+#: Where a bare text replaces a file, the key that holds it in the long form of an entry.
+_FILES: Mapping[tuple[Key, ...], str] = {("models",): "model", ("directions",): "file"}
 
 
 def apply_overrides(root: Node, overrides: Mapping[str, str], faults: Faults) -> Node:
@@ -20,7 +23,7 @@ def apply_overrides(root: Node, overrides: Mapping[str, str], faults: Faults) ->
         except RecipeError as error:
             faults.found += error.faults
             continue
-        root = _override(root, tuple(path.split(".")), replace(new, key=origin), faults)
+        root = _override(root, path.split("."), replace(new, key=origin), (), faults)
     return root
 
 
@@ -34,49 +37,34 @@ def _from_user(node: Node) -> Node:
     return replace(node, value=value, from_user=True)
 
 
-def _override(root: Node, keys: tuple[str, ...], new: Node, faults: Faults) -> Node:
-    path: tuple[Key, ...] = ()
-    here = root
-    for key in keys[:-1]:
-        root, here = _named_list(root, path, here)
-        step = _key(here, key)
-        inner = child(here, step)
-        if inner is None and (path, key) != ((), "output"):
-            return _unknown(root, keys, key, here, new, faults)
-        here = inner if inner is not None else Node({}, new.at, new.at)
-        path = (*path, step)
-    root, here = _named_list(root, path, here)
-    last = _key(here, keys[-1])
-    if child(here, last) is None and not _may_add(path, here):
-        return _unknown(root, keys, keys[-1], here, new, faults)
-    entry = child(here, last)
-    within = ("model",) if path == ("models",) and entry is not None and entry.mapping and new.text else ()
-    return replaced(root, (*path, last, *within), new)
+def _override(here: Node, keys: list[str], new: Node, path: tuple[Key, ...], faults: Faults) -> Node:
+    """The node at `path` with what lies at `keys` below it replaced or added."""
+    here = _with_settings(here, path)
+    key = int(keys[0]) if here.items and keys[0].isdecimal() and len(keys[0]) < 7 else keys[0]
+    inner = here.child(key)
+    if inner is None and not _may_add(here, path, keys):
+        known = here.mapping or [str(index) for index in range(len(here.items))]
+        where = ".".join(map(str, path)) or "the recipe"
+        faults.add(f"there is no {keys[0]!r} in {where}", new.at, nearest(keys[0], known))
+        return here
+    if len(keys) > 1:
+        new = _override(inner or Node({}, new.at, new.at), keys[1:], new, (*path, key), faults)
+    elif inner is not None and new.text and path in _FILES and _FILES[path] in inner.mapping:
+        new = inner.with_child(_FILES[path], new)
+    return here.with_child(key, new)
 
 
-def _key(here: Node, key: str) -> Key:
-    return int(key) if here.items and key.isdecimal() and len(key) < 7 else key
-
-
-def _may_add(path: tuple[Key, ...], here: Node) -> bool:
-    """Settings may be added; models, steps and the models of a merge may only be replaced."""
-    holds_names = path in (("models",), ("steps",)) or (path[:1] == ("steps",) and path[2:] == ("models",))
+def _may_add(here: Node, path: tuple[Key, ...], keys: list[str]) -> bool:
+    """Settings may be added; models, directions, steps and the models of a merge may only be replaced."""
+    if len(keys) > 1:
+        return (*path, keys[0]) == ("output",)
+    holds_names = path in _NAMED or (path[:1] == ("steps",) and path[2:] == ("models",))
     return not holds_names and (isinstance(here.value, Mapping) or here.value is None)
 
 
-def _named_list(root: Node, path: tuple[Key, ...], here: Node) -> tuple[Node, Node]:
-    """A merge's list of names, made the mapping it is short for, so that settings can be added to a model."""
-    if path[:1] != ("steps",) or path[2:] != ("models",) or not here.items:
-        return root, here
-    if not all(item.text for item in here.items):
-        return root, here
-    mapping = {item.text: Node(None, item.at, item.at) for item in here.items}
-    here = here.with_value(mapping)
-    return replaced(root, path, here), here
-
-
-def _unknown(root: Node, keys: tuple[str, ...], key: str, here: Node, new: Node, faults: Faults) -> Node:
-    known = here.mapping or [str(index) for index in range(len(here.items))]
-    where = ".".join(keys[: keys.index(key)]) or "the recipe"
-    faults.add(f"there is no {key!r} in {where}", new.at, nearest(key, known))
-    return root
+def _with_settings(here: Node, path: tuple[Key, ...]) -> Node:
+    """A merge's list of names as the mapping it is short for, so that settings can be added to a model."""
+    is_short = (
+        path[:1] == ("steps",) and path[2:] == ("models",) and here.items and all(item.text for item in here.items)
+    )
+    return here.with_value({item.text: Node(None, item.at, item.at) for item in here.items}) if is_short else here

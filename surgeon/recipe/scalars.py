@@ -8,23 +8,20 @@ from fractions import Fraction
 NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
 _SEXAGESIMAL = re.compile(r"[-+]?\d+(:[0-5]?\d)+(\.\d*)?")
 _FRACTION = re.compile(r"[-+]?\d+/\d+")
-_FLAGS = {word: word == "true" for word in ("true", "false")}
+_WORDS = {"": None, "~": None, "null": None, "Null": None, "NULL": None, "true": True, "True": True, "TRUE": True,
+          "false": False, "False": False, "FALSE": False}  # fmt: skip
 _LONGEST, _LARGEST_EXPONENT, _LARGEST = 1500, 400, 10**300
 
 
 def resolve(word: str) -> str | int | Fraction | bool | None:
     """The value of an unquoted word. ValueError for numbers that are too long, and for YAML 1.1's base 60."""
-    lowered = word.lower()
-    if word in ("", "~", "null", "Null", "NULL"):
-        return None
-    if lowered in _FLAGS and word in (lowered, lowered.title(), lowered.upper()):
-        return _FLAGS[lowered]
+    if word in _WORDS:
+        return _WORDS[word]
     if _SEXAGESIMAL.fullmatch(word):
-        raise ValueError(f"{word} would be a number to base 60 in YAML 1.1; quote it, or write ranges as 8..24")
-    if not NUMBER.fullmatch(word):
-        return word
-    value = number(word)
-    if abs(value) > _LARGEST:
+        written = word.replace(":", "..")
+        raise ValueError(f"{word} would be a number to base 60 in YAML 1.1; quote it, or write a range as {written}")
+    value = number(word) if NUMBER.fullmatch(word) else word
+    if not isinstance(value, str) and abs(value) > _LARGEST:
         raise ValueError(f"{word[:40]} is out of range")
     return value
 
@@ -40,7 +37,6 @@ def number(text: str) -> int | Fraction:
 
 def fraction(text: str) -> Fraction | None:
     """The number that ``p/q`` spells, which is how numbers without a finite decimal are written; else None."""
-    if not _FRACTION.fullmatch(text) or len(text) > _LONGEST:
+    if not _FRACTION.fullmatch(text) or len(text) > _LONGEST or not int(text.partition("/")[2]):
         return None
-    above, _, below = text.partition("/")
-    return Fraction(int(above), int(below)) if int(below) else None
+    return Fraction(text)

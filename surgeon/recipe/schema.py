@@ -1,4 +1,7 @@
-"""The shape of a recipe as pydantic models, one a merge method, and the JSON Schema made of them."""
+"""The shape of a recipe as pydantic models, one a method, edit or fitter, and the JSON Schema made of them.
+
+A further kind of step is one more model in `recipe_model`, and one more entry of `steps.STEP_KINDS`.
+"""
 
 from __future__ import annotations
 
@@ -7,37 +10,45 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
+    AfterValidator,
     Discriminator,
     Field,
+    PlainValidator,
     StringConstraints,
     Tag,
     WithJsonSchema,
     create_model,
 )
 
-from surgeon.artifacts.artifact import Artifact
+from surgeon.errors import nearest
+from surgeon.recipe.document import kind
 from surgeon.recipe.names import IDENTIFIER
+from surgeon.recipe.schema_edits import FileEntry, edit_step, fit_entry, reshape_step
+from surgeon.recipe.setting_types import Strict, Wrong, class_name, path, pattern, schedule_type, setting_field
 from surgeon.space.method import MergeMethod
-from surgeon.space.parameters import Parameter
-from surgeon.space.registry import merge_methods
-from surgeon.tensors import FLOATS
+from surgeon.space.registry import edits, fitters, merge_methods, reshapes
+from surgeon.tensors import FLOATS, parse_bytes, stored_dtype
 
 Name = Annotated[str, StringConstraints(pattern=f"^{IDENTIFIER.pattern}$")]
-_NUMBERS = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": "^[-+]?[0-9]+/[0-9]+$"}]}
-_SCALARS: Mapping[type, dict[str, Any]] = {
-    float: _NUMBERS, int: {"type": "integer"}, bool: {"type": "boolean"}, str: {"type": "string"},
-}  # fmt: skip
 _VERSION = Annotated[int, Field(ge=1, le=1), WithJsonSchema({"const": 1})]
-_SIZE = WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]})
-_DTYPE = WithJsonSchema({"enum": [*FLOATS.values()]})
 
 
-class Strict(BaseModel):
-    """Base of all parts: nothing is converted, nothing unknown passes."""
+def _dtype(value: Any) -> str:
+    try:
+        return stored_dtype(value)
+    except ValueError:
+        known = FLOATS.values()
+        hint = nearest(value, known) if isinstance(value, str) else ""
+        raise Wrong(f"dtype is {', '.join(known)}, not {kind(value)}", hint) from None
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+
+def _size(value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    try:
+        return parse_bytes(value if isinstance(value, str) else "")
+    except (ValueError, OverflowError):
+        raise Wrong(f"shard_size is a size such as 5GB or 400MB, not {kind(value)}") from None
 
 
 class ModelEntry(Strict):
@@ -50,28 +61,19 @@ class ModelEntry(Strict):
 class OutputSection(Strict):
     """How the result is written."""
 
-    dtype: Annotated[Any, _DTYPE] = Field(None, description="Cast floating tensors to this.")
-    shard_size: Annotated[Any, _SIZE] = Field(None, description="Largest shard: 5GB, 400MB.")
+    dtype: Annotated[Any, PlainValidator(_dtype), WithJsonSchema({"enum": [*FLOATS.values()]})] = Field(
+        None, description="Cast floating tensors to this."
+    )
+    shard_size: Annotated[
+        Any, PlainValidator(_size), WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]})
+    ] = Field(None, description="Largest shard: 5GB, 400MB.")
     files_from: str | None = Field(None, description="The model or step whose config and tokenizer the result carries.")
-    rounding: Literal["nearest", "compensated"] | None = Field(None, description="How values are rounded to the dtype.")
-    drop: list[str] | None = Field(None, description="Patterns of tensors that the result leaves out.")
-
-
-def _setting_schema(parameter: Parameter) -> dict[str, Any]:
-    """The JSON Schema of a setting: a scalar, a list over the layers, or rules."""
-    scalar = {"enum": list(parameter.choices)} if parameter.choices else _SCALARS[parameter.type]
-    value = {"anyOf": [scalar, {"type": "array", "items": scalar, "minItems": 1}]}
-    targets = {"type": "string", "description": "A glob over tensor names, or re: and a regular expression."}
-    rule = {
-        "type": "object",
-        "properties": {"targets": targets, "value": value},
-        "required": ["value"],
-        "additionalProperties": False,
-    }
-    return {"anyOf": [*value["anyOf"], {"type": "array", "items": rule, "minItems": 1}]}
-
-
-_SCHEDULE = WithJsonSchema(_setting_schema(Parameter("", "", float, False, None)))
+    rounding: Literal["nearest", "compensated"] | None = Field(
+        None, description="How values are rounded to the dtype; compensated keeps an edit's zero in 16 bit."
+    )
+    drop: list[Annotated[str, AfterValidator(pattern)]] | None = Field(
+        None, description="Patterns of tensors that the result leaves out."
+    )
 
 
 class CombineStep(Strict):
@@ -80,18 +82,9 @@ class CombineStep(Strict):
     combine: Annotated[Any, WithJsonSchema({"type": ["string", "number"]})] = Field(
         description="Numbers, names, + - * / and ( ): base + 0.6*(math - base)."
     )
-    schedules: dict[Name, Annotated[Any, _SCHEDULE]] | None = Field(
+    schedules: dict[Name, schedule_type()] | None = Field(  # pyright: ignore[reportInvalidTypeForm]
         None, description="Names that the arithmetic uses for numbers varying over the layers or by rule."
     )
-
-
-def _field(parameter: Parameter) -> Any:
-    limits = f" in {parameter.range.text}" if parameter.range else ""
-    each = " of each model" if parameter.per_model else ""
-    text = f"{parameter.type.__name__}{limits}{each}"
-    kind = {"type": "string"} if issubclass(parameter.type, Artifact) else _setting_schema(parameter)
-    needed = parameter.required and not parameter.per_model
-    return Annotated[Any, WithJsonSchema(kind), Field(description=text)], (... if needed else None)
 
 
 def _form(value: Any) -> str | None:
@@ -103,7 +96,7 @@ def _form(value: Any) -> str | None:
 def merge_step(name: str) -> type[Strict]:
     """The model of a merge step with this method."""
     method: MergeMethod = merge_methods()[name]
-    word = "".join(part.title() for part in name.replace("/", "_").split("_"))
+    word = class_name(name)
     fields: dict[str, Any] = {
         "merge": (Literal[name], ...),
         "models": (_members(word, method), Field(description="Names of models and steps, with their own settings.")),
@@ -112,13 +105,13 @@ def merge_step(name: str) -> type[Strict]:
     if method.needs_base:
         text = "What task vectors are differences from; not one of the models."
         fields["base_model"] = (str, Field(description=text))
-    fields |= {parameter.name: _field(parameter) for parameter in method.parameters.values()}
+    fields |= {parameter.name: setting_field(parameter) for parameter in method.parameters.values()}
     return create_model(f"{word}Step", __base__=Strict, __doc__=method.summary, **fields)
 
 
 def _members(word: str, method: MergeMethod) -> Any:
     """The type of a merge's models: names with the settings that each may have of its own, or a list of names."""
-    own: dict[str, Any] = {p.name: _field(p) for p in method.parameters.values() if p.per_model}
+    own: dict[str, Any] = {p.name: setting_field(p) for p in method.parameters.values() if p.per_model}
     text = f"What {method.name} takes of one model."
     member: Any = create_model(f"{word}Model", __base__=Strict, __doc__=text, **own)
     forms: Any = Annotated[dict[Name, member | None], Tag("<mapping>")]
@@ -126,30 +119,58 @@ def _members(word: str, method: MergeMethod) -> Any:
 
 
 def step_form(value: Any) -> str | None:
-    """The tag of a step: its method's, or combine's."""
+    """The tag of a step: its kind and what is named there, or combine."""
     if not isinstance(value, Mapping):
         return None
-    if "merge" in value:
-        return f"<{value['merge']}>"
+    word = next((word for word in ("merge", "edit", "reshape") if word in value), None)
+    if word is not None:
+        return f"<{word} {value[word]}>"
     return "<combine>" if "combine" in value else None
+
+
+def direction_form(value: Any) -> str | None:
+    """The tag of a direction: its path, a file with a point, or its fitter's."""
+    if isinstance(value, str):
+        return "<text>"
+    if not isinstance(value, Mapping):
+        return None
+    return f"<fit {value['fit']}>" if "fit" in value else "<file>" if "file" in value else None
 
 
 @functools.cache
 def recipe_model() -> type[Strict]:
-    """The model of a whole recipe, for the methods registered."""
-    forms: Any = Annotated[CombineStep, Tag("<combine>")]
-    for name in merge_methods():
-        forms |= Annotated[merge_step(name), Tag(f"<{name}>")]
-    step: Any = Annotated[forms, Discriminator(step_form)]
+    """The model of a whole recipe, for the methods, edits and fitters registered."""
     text: Any = Annotated[str, Tag("<text>")]
     entry: Any = Annotated[text | Annotated[ModelEntry, Tag("<mapping>")], Discriminator(_form)]
     fields: dict[str, Any] = {
         "surgeon": (_VERSION, Field(description="The version of the recipe language.")),
         "models": (dict[Name, entry], Field(description="Checkpoints and adapters by the names used below.")),
-        "steps": (dict[Name, step], Field(description="The result is the step that no other step uses.")),
+        "directions": (
+            dict[Name, _directions()] | None,
+            Field(None, description="Directions, measured here or earlier, by the names that edits use."),
+        ),
+        "steps": (dict[Name, _steps()], Field(description="The result is the step that no other step uses.")),
         "output": (OutputSection | None, Field(None, description="How the result is written.")),
     }
     return create_model("Recipe", __base__=Strict, __doc__="What is made of which checkpoints.", **fields)
+
+
+def _steps() -> Any:
+    forms: Any = Annotated[CombineStep, Tag("<combine>")]
+    for name in merge_methods():
+        forms |= Annotated[merge_step(name), Tag(f"<merge {name}>")]
+    for name in edits():
+        forms |= Annotated[edit_step(name), Tag(f"<edit {name}>")]
+    for name in reshapes():
+        forms |= Annotated[reshape_step(name), Tag(f"<reshape {name}>")]
+    return Annotated[forms, Discriminator(step_form)]
+
+
+def _directions() -> Any:
+    forms: Any = Annotated[str, AfterValidator(path), Tag("<text>")] | Annotated[FileEntry, Tag("<file>")]
+    for name in fitters():
+        forms |= Annotated[fit_entry(name), Tag(f"<fit {name}>")]
+    return Annotated[forms, Discriminator(direction_form)]
 
 
 def json_schema() -> dict[str, Any]:

@@ -5,19 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import (
-    AliasEvent,
-    DocumentStartEvent,
-    Event,
-    MappingEndEvent,
-    MappingStartEvent,
-    NodeEvent,
-    ScalarEvent,
-    SequenceEndEvent,
-    SequenceStartEvent,
-)
+from ruamel.yaml import YAML, events
+from ruamel.yaml.error import YAMLError
 
 from surgeon.errors import Fault, Origin, RecipeError
 from surgeon.recipe.document import Node
@@ -44,67 +33,62 @@ class _Reader:
         self.place = place
         if len(text) > LARGEST:
             raise RecipeError([Fault(f"a recipe has at most {LARGEST} characters; this has {len(text)}", place(0, 0))])
-        self.text = text
-        self.events = self._checked()
+        self.events = self._checked(text)
 
     def document(self) -> Node:
         """The one document's tree; null where the text holds none."""
-        for event in self.events:
-            if isinstance(event, NodeEvent):
-                node = self._node(event, None, 0)
-                for _ in self.events:
-                    pass
-                return node
-        return Node(None, self.place(0, 0))
+        roots = [self._node(event, None, 0) for event in self.events if isinstance(event, events.NodeEvent)]
+        return roots[0] if roots else Node(None, self.place(0, 0))
 
-    def _checked(self) -> Iterator[Event]:
+    def _checked(self, text: str) -> Iterator[events.Event]:
         """The events, refused at the first that is not plain data."""
         documents = 0
         try:
-            for event in YAML(typ="safe", pure=True).parse(self.text):
-                if isinstance(event, DocumentStartEvent):
+            for event in YAML(typ="safe", pure=True).parse(text):
+                if isinstance(event, events.DocumentStartEvent):
                     documents += 1
                     if documents > 1:
                         self._refuse("a recipe is one YAML document; a second one starts here", event)
                     if event.version or event.tags:
                         self._refuse("YAML directives are not read", event)
-                if isinstance(event, AliasEvent) or getattr(event, "anchor", None):
+                if isinstance(event, events.AliasEvent) or getattr(event, "anchor", None):
                     self._refuse("anchors and aliases are not read; write the value out", event)
                 if tag := getattr(event, "tag", None):
                     self._refuse(f"YAML tags are not read: {tag}", event)
                 yield event
-        except MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            origin = self.place(mark.line, mark.column) if mark else self.place(0, 0)
-            raise RecipeError([Fault(f"this is not YAML: {error.problem or error.context}", origin)]) from None
         except (YAMLError, ValueError, OverflowError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise RecipeError([Fault(f"this is not YAML: {reason}", self.place(0, 0))]) from None
+            raise RecipeError([self._not_yaml(error)]) from None
 
-    def _refuse(self, message: str, event: Event) -> NoReturn:
+    def _not_yaml(self, error: Exception) -> Fault:
+        said = vars(error)
+        mark = said.get("problem_mark") or said.get("context_mark")
+        reason = said.get("problem") or said.get("context") or str(error).strip().partition("\n")[0]
+        return Fault(f"this is not YAML: {reason}", self.place(mark.line, mark.column) if mark else self.place(0, 0))
+
+    def _refuse(self, message: str, event: events.Event) -> NoReturn:
         raise RecipeError([Fault(message, self._origin(event))])
 
-    def _origin(self, event: Event) -> Origin:
+    def _origin(self, event: events.Event) -> Origin:
         return self.place(event.start_mark.line, event.start_mark.column)
 
-    def _node(self, event: Event, key: Origin | None, depth: int) -> Node:
+    def _node(self, event: events.Event, key: Origin | None, depth: int) -> Node:
         if depth > DEEPEST:
             self._refuse(f"nested deeper than {DEEPEST} levels", event)
-        if isinstance(event, MappingStartEvent):
+        if isinstance(event, events.MappingStartEvent):
             return Node(self._mapping(depth), self._origin(event), key)
-        if isinstance(event, SequenceStartEvent):
+        if isinstance(event, events.SequenceStartEvent):
             return Node(tuple(self._sequence(depth)), self._origin(event), key)
-        assert isinstance(event, ScalarEvent)
+        assert isinstance(event, events.ScalarEvent)
         return self._scalar(event, key)
 
     def _sequence(self, depth: int) -> Iterator[Node]:
-        while not isinstance(event := next(self.events), SequenceEndEvent):
+        while not isinstance(event := next(self.events), events.SequenceEndEvent):
             yield self._node(event, None, depth + 1)
 
     def _mapping(self, depth: int) -> dict[str, Node]:
         found: dict[str, Node] = {}
-        while not isinstance(event := next(self.events), MappingEndEvent):
-            name = self._scalar(event, None).value if isinstance(event, ScalarEvent) else None
+        while not isinstance(event := next(self.events), events.MappingEndEvent):
+            name = self._scalar(event, None).value if isinstance(event, events.ScalarEvent) else None
             if not isinstance(name, str):
                 self._refuse("a key must be a word (quote it if it looks like a number or a flag)", event)
             if name == "<<":
@@ -114,7 +98,7 @@ class _Reader:
             found[name] = self._node(next(self.events), self._origin(event), depth + 1)
         return found
 
-    def _scalar(self, event: ScalarEvent, key: Origin | None) -> Node:
+    def _scalar(self, event: events.ScalarEvent, key: Origin | None) -> Node:
         start, end = event.start_mark, event.end_mark
         at, one_line = self._origin(event), start.line == end.line
         if not event.implicit[0]:

@@ -10,7 +10,7 @@ from typing import Any
 from surgeon.recipe.scalars import resolve
 from surgeon.space.coefficient import decimal
 
-_PLAIN = re.compile(r"(?:[A-Za-z_(~]|[-0-9][-0-9A-Za-z_.(]|\.?[./])(?:[A-Za-z0-9_./@+*() -]*[A-Za-z0-9_./)])?")
+_PLAIN = re.compile(r"[A-Za-z0-9_(./~](?:[A-Za-z0-9_./@+*() -]*[A-Za-z0-9_./)])?")
 
 
 def write_yaml(data: Mapping[str, Any], *, levels: int) -> str:
@@ -31,34 +31,22 @@ def _flow(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_text(key)}: {_flow(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(_flow(inner) for inner in value) + "]"
+        return "[" + ", ".join(map(_flow, value)) + "]"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | Fraction):
-        return _text(decimal(Fraction(value)), number=True)
+        number = decimal(Fraction(value))  # without a finite decimal it is p/q, a text
+        return f'"{number}"' if "/" in number else number
     return _text(value)
 
 
-def _text(text: str, *, number: bool = False) -> str:
-    """A text that reads back as itself: bare where that is safe. A number without a finite decimal is a text, p/q."""
-    if number and "/" not in text:
-        return text
-    if _PLAIN.fullmatch(text) and "  " not in text and _is_text(text):
-        return text
-    return '"' + "".join(_escaped(letter) for letter in text) + '"'
-
-
-def _is_text(text: str) -> bool:
+def _text(text: str) -> str:
+    """A text that reads back as itself: bare where that is safe."""
     try:
-        return resolve(text) == text
+        bare = bool(_PLAIN.fullmatch(text)) and resolve(text) == text
     except ValueError:
-        return False
-
-
-def _escaped(letter: str) -> str:
-    if letter in '\\"':
-        return f"\\{letter}"
-    if letter.isprintable():
-        return letter
-    code = ord(letter)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+        bare = False
+    escaped = (
+        letter if letter.isprintable() else f"\\U{ord(letter):08x}" for letter in re.sub(r'([\\"])', r"\\\1", text)
+    )
+    return text if bare else f'"{"".join(escaped)}"'

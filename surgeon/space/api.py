@@ -52,9 +52,9 @@ def merge(
             if len(value) != len(models):
                 faults.append(Fault(f"{argument} has {len(value)} values for {len(models)} models"))
             for settings_of_one, one in zip(own, value, strict=False):
-                settings_of_one[parameter.name] = _setting(parameter, one, faults)
+                settings_of_one[parameter.name] = setting_of(parameter, one, faults)
         else:
-            shared[parameter.name] = _setting(parameter, value, faults)
+            shared[parameter.name] = setting_of(parameter, value, faults)
     for operand in (*models, *(() if base_model is None else (base_model,))):
         if not isinstance(operand, Expr):
             faults.append(Fault(f"{operand!r} is no model", hint=f"write surgeon.open({str(operand)!r})"))
@@ -76,7 +76,8 @@ def _common(own: Sequence[Mapping[str, Setting]]) -> set[str]:
     return set.intersection(*(set(one) for one in own)) if own else set()
 
 
-def _setting(parameter: Parameter, value: Any, faults: list[Fault]) -> Setting:
+def setting_of(parameter: Parameter, value: Any, faults: list[Fault]) -> Setting:
+    """One setting as written in Python; faults are added to the list."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         value = Layers(tuple(_scalar(one, faults) for one in value))
     if issubclass(parameter.type, Artifact) and isinstance(value, str | Path):

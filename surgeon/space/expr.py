@@ -1,8 +1,8 @@
-"""Expressions over checkpoints, as frozen data: a model, a combination, a merge.
+"""Expressions over checkpoints, as frozen data: a model, a combination, a merge, an edit, a reshape.
 
 Checkpoints are points of a vector space. `+ - *` build one canonical `Combination`, so `a + 2*(b - c) - b` *is*
 `a + b - 2*c`: cancelled inputs are never read. Nothing is read when an expression is built, and nothing here knows of
-plans or engines. `Edit` and `Reshape` nodes are further subclasses of `Expr`, lowered by planning as these are.
+plans or engines.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from surgeon.errors import Origin
 from surgeon.space.coefficient import Coefficient
 from surgeon.space.schedule import Schedule, Setting
+
+if TYPE_CHECKING:
+    from surgeon.artifacts.direction import Direction
 
 Number = int | float | Fraction | Schedule | Coefficient
 Settings = tuple[tuple[str, Setting], ...]
@@ -118,6 +122,75 @@ class Merge(Expr):
         return self.name or f"{self.method}({', '.join(str(member.of) for member in self.members)})"
 
 
+@dataclass(frozen=True)
+class Fit:
+    """A direction that is fitted when the recipe runs: accepted wherever a direction is.
+
+    `fitter` names a registered fitter; `model` is what it is measured on, an input or the result of a step; `positive`
+    and `negative` are contrast sets (files of JSON lines), `at` the residual point, ``own`` for one a block.
+    """
+
+    fitter: str
+    model: Expr
+    positive: str
+    negative: str
+    at: str = "own"
+    settings: Settings = ()
+    name: str = field(default="", compare=False)
+    origin: Origin | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class DirectionRef:
+    """A direction as an edit uses it: a file, a `Direction` in hand or a `Fit`; `at` overrides where it is used."""
+
+    source: str | Direction | Fit
+    at: str = ""
+    name: str = field(default="", compare=False)
+    origin: Origin | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Edit(Expr):
+    """A registered edit of the tensors that write the residual stream.
+
+    `layers` limits it to blocks [first, end), `writers` to parts (attention, mlp, embed; empty for all); `tied` says
+    what becomes of a tied embedding: ``untie``, ``both`` or ``skip``.
+    """
+
+    edit: str
+    of: Expr
+    directions: tuple[DirectionRef, ...] = ()
+    settings: Settings = ()
+    layers: tuple[int, int] | None = None
+    writers: tuple[str, ...] = ()
+    tied: str = "untie"
+    allow_partial: bool = False
+    name: str = field(default="", compare=False)
+    origin: Origin | None = field(default=None, compare=False)
+
+    __hash__ = Expr.__hash__
+
+    def __str__(self) -> str:
+        return self.name or f"{self.edit}({self.of})"
+
+
+@dataclass(frozen=True)
+class Reshape(Expr):
+    """A registered reshape: another table of tensors, with the config change it implies."""
+
+    reshape: str
+    of: Expr
+    settings: Settings = ()
+    name: str = field(default="", compare=False)
+    origin: Origin | None = field(default=None, compare=False)
+
+    __hash__ = Expr.__hash__
+
+    def __str__(self) -> str:
+        return self.name or f"{self.reshape}({self.of})"
+
+
 def combination(terms: Iterable[tuple[Expr, Coefficient]], origin: Origin | None = None) -> Expr:
     """The canonical combination of terms, in the order written; a single term at coefficient 1 is that term."""
     merged: dict[Expr, Coefficient] = {}
@@ -151,6 +224,11 @@ def children(expr: Expr) -> tuple[Expr, ...]:
         return (*base, *(member.of for member in expr.members))
     if isinstance(expr, Model) and expr.base_model is not None:
         return (expr.base_model,)
+    if isinstance(expr, Edit):
+        fits = (use.source.model for use in expr.directions if isinstance(use.source, Fit))
+        return (expr.of, *fits)
+    if isinstance(expr, Reshape):
+        return (expr.of,)
     return ()
 
 

@@ -1,13 +1,14 @@
 """What computes a step, by name. Every kernel runs on plain tensors, on any device and on `meta`.
 
 A kernel gets its aligned inputs stacked, [input, …], in a buffer of its own that it may overwrite, and its other inputs
-as whole tensors. Rows kernels get the stack as [input, rows, columns], whole kernels as [input, *shape].
+as whole tensors. Rows kernels get the stack as [input, rows, columns] (a row runs along the last axis), whole kernels
+as [input, *shape].
 """
 
 from __future__ import annotations
 
 import functools
-import math
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,9 +35,14 @@ class Block:
     stop: int
 
     @property
+    def columns(self) -> int:
+        """The length of a row."""
+        return max(self.shape[-1], 1) if len(self.shape) > 1 else 1
+
+    @property
     def rows(self) -> slice:
-        """The rows covered, when the block is a band of whole rows."""
-        columns = max(math.prod(self.shape[1:]), 1)
+        """The rows (runs along the last axis) covered, when the block is a band of whole rows."""
+        columns = self.columns
         return slice(self.start // columns, -(-self.stop // columns))
 
 
@@ -60,9 +66,9 @@ class Kernel(ABC):
         """What must be known of the whole tensor first, by argument."""
         return {}
 
-    def observed(self, stack: Tensor, call: Call) -> Tensor:
-        """What the statistics look at, [k, n], of the inputs; a rows kernel is asked tile by tile."""
-        return stack
+    def observed(self, stack: Tensor, call: Call) -> Any:
+        """What the statistics look at, usually [k, n], of the inputs; a rows kernel is asked tile by tile."""
+        return stack.reshape(len(stack), -1)
 
     def width(self, inputs: int) -> int:
         """How many rows the statistics look at, of so many aligned inputs."""
@@ -145,7 +151,8 @@ class Merging(Kernel):
 
     @override
     def observed(self, stack: Tensor, call: Call) -> Tensor:
-        return self.method.observed(self._operands(stack, call.settings))
+        observed = self.method.observed(self._operands(stack, call.settings))
+        return observed.reshape(len(observed), -1)
 
     @override
     def width(self, inputs: int) -> int:
@@ -178,6 +185,12 @@ class Merging(Kernel):
 
 _BUILT_IN: Mapping[str, Kernel] = {"combine": Combine(), "zeros": Zeros(), "low_rank": LowRank(), "dora": Dora()}
 _KINDS: dict[str, Callable[[str], Kernel]] = {"merge": lambda name: Merging(merge_method_named(name))}
+#: Modules that register a kind when it is first asked for.
+_HOMES = {
+    "edit": "surgeon.space.edit_kernels",
+    "frame": "surgeon.space.edit_kernels",
+    "round": "surgeon.space.rounding",
+}
 
 
 def register_kernels(kind: str, find: Callable[[str], Kernel]) -> None:
@@ -189,4 +202,6 @@ def register_kernels(kind: str, find: Callable[[str], Kernel]) -> None:
 def kernel_named(name: str) -> Kernel:
     """The kernel a step names; ``merge:ties`` is the registered merge method."""
     kind, _, own = name.partition(":")
+    if kind in _HOMES and kind not in _KINDS:
+        importlib.import_module(_HOMES[kind])
     return _KINDS[kind](own) if own else _BUILT_IN[name]

@@ -25,6 +25,8 @@ class Operand(enum.Enum):
     MODELS = "models"
     BASE = "base model"
     PER_MODEL = "per model"
+    WEIGHT = "weight"
+    SUBSPACE = "subspace"
 
 
 _T = TypeVar("_T")
@@ -35,6 +37,10 @@ TaskVectors = Annotated[Tensor, Operand.TASK_VECTORS]
 Models = Annotated[Tensor, Operand.MODELS]
 #: […]: the base model, which is not among the models.
 Base = Annotated[Tensor, Operand.BASE]
+#: [d, n]: what an edit changes, the residual axis first, whatever the layout on disk.
+Weight = Annotated[Tensor, Operand.WEIGHT]
+#: [d, k]: the orthonormal columns an edit works along; output norms on the way to the stream are folded in.
+Subspace = Annotated[Tensor, Operand.SUBSPACE]
 #: One value a model: `PerModel` for numbers, `PerModel[Gram]` for artifacts.
 PerModel = Annotated[Sequence[_T], Operand.PER_MODEL]
 
@@ -111,8 +117,11 @@ class Signature:
         return any(kind is operand for _, kind in self.operands)
 
 
-#: Keys of a recipe's merge step and of its models, which no setting may be called.
-RESERVED = frozenset({"merge", "base_model", "models", "semantics", "model", "schedules", "of"})
+#: Keys of a recipe's steps, models and directions, which no setting may be called.
+RESERVED = frozenset(
+    "merge base_model models semantics model schedules of edit reshape directions layers writers tied allow_partial "
+    "fit positive negative at file".split()
+)
 
 
 def read_signature(function: Callable[..., Any], ranges: dict[str, str]) -> Signature:

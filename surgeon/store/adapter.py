@@ -12,7 +12,7 @@ from surgeon.store.adapter_config import read_settings
 from surgeon.store.adapter_keys import LowRank, Replacement, Update, sort_updates
 from surgeon.store.adapter_match import oriented, parted, renamed
 from surgeon.store.containment import contained, names_in
-from surgeon.store.formats import refuse_adapter
+from surgeon.store.formats import listed, refuse_adapter
 from surgeon.store.header import read_header
 from surgeon.store.json_files import read_object
 from surgeon.tensors import TensorSpec
@@ -35,19 +35,17 @@ class Adapter:
     def on(self, base: Mapping[str, TensorSpec], base_name: str) -> Mapping[str, tuple[Update, ...]]:
         """The updates by the base's names on disk and in its orientation; MismatchError lists what does not fit."""
         names, faults = renamed(self.updates, base)
-        apart = [] if faults else parted(self.updates, base, self.config)
-        if apart:
-            found = f"adapter {self.ref} does not fit {base_name}:\n  " + "\n  ".join(apart)
-            raise MismatchError(found, hint="merge it with peft (merge_and_unload) and give the merged model")
+        hint = self._made_for()
+        if not faults and (apart := parted(self.updates, base, self.config)):
+            faults, hint = apart, "merge it with peft (merge_and_unload) and give the merged model"
         placed: dict[str, tuple[Update, ...]] = {}
         for target, name in names.items():
-            updates, misfits = oriented(self.updates[target], name, base)
+            placed[name], misfits = oriented(self.updates[target], name, base)
             faults += misfits
-            placed[name] = updates
         if faults:
-            listed = "\n  ".join(faults[:20]) + ("\n  …" if len(faults) > 20 else "")
-            found = f"adapter {self.ref} does not fit {base_name}; {len(faults)} tensor(s):\n  {listed}"
-            raise MismatchError(found, hint=self._made_for())
+            tensors = listed(faults, 20, lines=True)
+            found = f"adapter {self.ref} does not fit {base_name}; {len(faults)} tensor(s):\n  {tensors}"
+            raise MismatchError(found, hint=hint)
         return placed
 
     def _made_for(self) -> str:

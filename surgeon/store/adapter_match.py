@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from surgeon.store.adapter_keys import LowRank, Replacement, Update
+from surgeon.store.adapter_keys import Replacement, Update
 from surgeon.tensors import TensorSpec
 
 #: Prefixes that a model class puts before the names on disk, or leaves away. One is taken off and one put on, the
@@ -31,23 +31,21 @@ _HEADLESS = ("FEATURE_EXTRACTION", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 def renamed(targets: Iterable[str], base: Mapping[str, TensorSpec]) -> tuple[dict[str, str], list[str]]:
     """Target → name in the base, and what cannot be found."""
     targets = list(targets)
-    if all(target in base for target in targets):
-        return {target: target for target in targets}, []
-    moves = list(product(PREFIXES, PREFIXES))
-    whole: list[dict[str, str]] = []
-    for move in moves:
-        if all(_moved(target, *move) in base for target in targets):
-            names = {target: _moved(target, *move) for target in targets}
-            if len(set(names.values())) == len(names) and names not in whole:
-                whole.append(names)
-    if len(whole) > 1:
-        target = next(target for target in targets if whole[0][target] != whole[1][target])
-        return {}, [f"{target}: cannot tell whether {whole[0][target]} or {whole[1][target]} is meant"]
-    if whole:
-        return whole[0], []
-    best = max(moves, key=lambda move: sum(_moved(target, *move) in base for target in targets))
-    found = {target: _moved(target, *best) for target in targets if _moved(target, *best) in base}
-    return found, [_missing(target, base) for target in targets if target not in found]
+    best: list[dict[str, str]] = []
+    for move in product(PREFIXES, PREFIXES):
+        names = {target: moved for target in targets if (moved := _moved(target, *move)) in base}
+        if len(set(names.values())) < len(names) or names in best:
+            continue
+        if not best or len(names) > len(best[0]):
+            best = [names]
+        elif len(names) == len(best[0]):
+            best.append(names)
+    names = best[0]
+    missing = [_missing(target, base) for target in targets if target not in names]
+    if missing or len(best) == 1 or all(target == name for target, name in names.items()):
+        return names, missing
+    target = next(target for target in targets if names[target] != best[1][target])
+    return {}, [f"{target}: cannot tell whether {names[target]} or {best[1][target]} is meant"]
 
 
 def parted(
@@ -74,17 +72,17 @@ def oriented(
     updates: tuple[Update, ...], name: str, base: Mapping[str, TensorSpec]
 ) -> tuple[tuple[Update, ...], list[str]]:
     """The updates of one tensor in the orientation of the base's tensor `name`, and what does not fit."""
-    spec = base[name]
-    placed = tuple(_turned(update, name, base) for update in updates)
-    faults = []
-    for update in placed:
-        if update is None:
+    spec, placed, faults = base[name], [], []
+    for update in updates:
+        turned = _turned(update, name, base)
+        shape = turned.value.spec.shape if isinstance(turned, Replacement) else turned and turned.shape
+        if turned is None:
             faults.append(f"{name}: is square and may be stored either way; the adapter does not say which")
-        elif isinstance(update, Replacement) and update.value.spec.shape != spec.shape:
-            faults.append(f"{name}: is {spec}, the adapter's is {update.value.spec}")
-        elif isinstance(update, LowRank) and update.shape != spec.shape:
-            faults.append(f"{name}: is {spec}, the adapter's update is {list(update.shape)}")
-    return tuple(update for update in placed if update is not None), faults
+        elif shape != spec.shape:
+            faults.append(f"{name}: is {spec}, the adapter's is {list(shape or ())}")
+        else:
+            placed.append(turned)
+    return tuple(placed), faults
 
 
 def _turned(update: Update, name: str, base: Mapping[str, TensorSpec]) -> Update | None:

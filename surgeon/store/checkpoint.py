@@ -10,7 +10,7 @@ from typing import Any
 
 from surgeon.errors import CheckpointError
 from surgeon.store.containment import contained, names_in
-from surgeon.store.formats import PICKLES, conversion, refuse_folder
+from surgeon.store.formats import PICKLES, conversion, listed, refuse_folder
 from surgeon.store.header import Stored, read_header
 from surgeon.store.json_files import read_object
 
@@ -42,7 +42,8 @@ class Checkpoint:
 def open_checkpoint(root: Path, ref: str, revision: str | None = None) -> Checkpoint:
     """Read the headers of a checkpoint folder, or of one .safetensors file."""
     if root.is_dir():
-        return _open_folder(root, ref, revision)
+        tensors, shard_of = _read_folder(root, ref)
+        return Checkpoint(ref, root, revision, tensors, shard_of, single_file=False)
     if root.suffix == ".gguf" or root.suffix in PICKLES:
         kind = "GGUF" if root.suffix == ".gguf" else "a pickle, which is never opened"
         raise CheckpointError(f"{root}: {kind}, not safetensors", hint=conversion(kind, str(root)))
@@ -52,10 +53,9 @@ def open_checkpoint(root: Path, ref: str, revision: str | None = None) -> Checkp
 
 def weights_file(names: Collection[str], where: str) -> str:
     """Which of a folder's files the weights begin with: the index, or the single file."""
-    for candidates in (INDEXES, SINGLES):
-        for name in candidates:
-            if name in names:
-                return name
+    for name in (*INDEXES, *SINGLES):
+        if name in names:
+            return name
     raise refuse_folder(names, where)
 
 
@@ -77,47 +77,44 @@ def read_index(path: Path, names: Collection[str]) -> dict[str, str]:
     return weight_map
 
 
-def _open_folder(root: Path, ref: str, revision: str | None) -> Checkpoint:
+def _read_folder(root: Path, ref: str) -> tuple[Mapping[str, Stored], dict[str, str]]:
+    """The tensors of all shards in file order, and the shard of each."""
     names = names_in(root)
     first = weights_file(names, str(root))
+    path = contained(root, first, ref)
     if first in SINGLES:
-        tensors = read_header(contained(root, first, ref)).tensors
-        return Checkpoint(ref, root, revision, tensors, dict.fromkeys(tensors, first), single_file=False)
-    index = root / first
-    weight_map = read_index(contained(root, first, ref), names)
-    tensors, shard_of = _read_shards(root, index, weight_map)
-    _check_index(index, weight_map, shard_of)
-    return Checkpoint(ref, root, revision, tensors, shard_of, single_file=False)
-
-
-def _read_shards(root: Path, index: Path, weight_map: Mapping[str, str]) -> tuple[dict[str, Stored], dict[str, str]]:
-    """The tensors of all shards in file order, and the shard of each."""
-    tensors: dict[str, Stored] = {}
-    shard_of: dict[str, str] = {}
-    shards = {shard: contained(root, shard, str(index)) for shard in sorted(set(weight_map.values()))}
+        tensors = read_header(path).tensors
+        return tensors, dict.fromkeys(tensors, first)
+    weight_map = read_index(path, names)
+    shards = {shard: contained(root, shard, str(path)) for shard in sorted(set(weight_map.values()))}
     missing = [shard for shard, path in shards.items() if not path.exists()]
     if missing:
-        listed = ", ".join(missing[:8]) + (" …" if len(missing) > 8 else "")
         hint = "the download is incomplete: fetch the missing files"
-        raise CheckpointError(f"{index}: names {len(missing)} missing file(s): {listed}", hint=hint)
-    for shard, path in shards.items():
-        for name, stored in read_header(path).tensors.items():
+        raise CheckpointError(f"{path}: names {len(missing)} missing file(s): {listed(missing)}", hint=hint)
+    tensors, shard_of = {}, {}
+    for shard, file in shards.items():
+        for name, stored in read_header(file).tensors.items():
             if name in tensors:
                 found = f"{root}: tensor {name!a} lies in both {shard_of[name]} and {shard}"
                 raise CheckpointError(found, hint="remove one of the two, and write the index again")
             tensors[name], shard_of[name] = stored, shard
+    _check_index(path, weight_map, shard_of)
     return tensors, shard_of
 
 
 def _check_index(index: Path, weight_map: Mapping[str, str], shard_of: Mapping[str, str]) -> None:
     """The index must say of every tensor what the headers say."""
-    lines = [f"{name!a}: index says {weight_map[name]}, no such tensor" for name in weight_map.keys() - shard_of.keys()]
-    lines += [f"{name!a}: in {shard_of[name]}, not in the index" for name in shard_of.keys() - weight_map.keys()]
-    both = {name: (weight_map[name], shard_of[name]) for name in weight_map.keys() & shard_of.keys()}
-    lines += [f"{name!a}: index says {said}, found in {found}" for name, (said, found) in both.items() if said != found]
+    lines = []
+    for name in sorted(weight_map.keys() | shard_of.keys()):
+        said, found = weight_map.get(name), shard_of.get(name)
+        if found is None:
+            lines.append(f"{name!a}: index says {said}, no such tensor")
+        elif said is None:
+            lines.append(f"{name!a}: in {found}, not in the index")
+        elif said != found:
+            lines.append(f"{name!a}: index says {said}, found in {found}")
     if lines:
-        listed = "\n  ".join(sorted(lines)[:20]) + ("\n  …" if len(lines) > 20 else "")
         raise CheckpointError(
-            f"{index}: disagrees with the shards on {len(lines)} tensor(s):\n  {listed}",
+            f"{index}: disagrees with the shards on {len(lines)} tensor(s):\n  {listed(lines, 20, lines=True)}",
             hint="fetch the checkpoint again, or write the index again from the shards",
         )

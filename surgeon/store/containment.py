@@ -19,15 +19,12 @@ def contained(root: Path, name: str, why: str) -> Path:
     """The file `name` inside `root`; CheckpointError when the name or a symlink leads elsewhere."""
     plain = name.isprintable() and not any(mark in name for mark in ("/", "\\", ":")) and len(name.encode()) <= 255
     if not plain or name in ("", ".", ".."):
-        raise CheckpointError(
-            f"{why}: {name!a} is not a plain file name", hint="files are only read from the checkpoint's own folder"
-        )
+        hint = "files are only read from the checkpoint's own folder"
+        raise CheckpointError(f"{why}: {name!a} is not a plain file name", hint=hint)
     path = root / name
     if not links_inside(root, path):
-        raise CheckpointError(
-            f"{path}: a symbolic link that leads out of the checkpoint ({why})",
-            hint=f"put the file itself into {root}",
-        )
+        found = f"{path}: a symbolic link that leads out of the checkpoint ({why})"
+        raise CheckpointError(found, hint=f"put the file itself into {root}")
     return path
 
 

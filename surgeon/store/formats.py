@@ -1,8 +1,8 @@
-"""Files that are not safetensors: how they are recognised, and the command that converts them."""
+"""What is refused, in words: files that are not safetensors and what converts them, long lists cut short."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import PurePath
 
 from surgeon.errors import CheckpointError
@@ -15,6 +15,12 @@ _SIGNATURES = (
     (b"GGUF", "a GGUF file"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file it points to"),
 )
+
+
+def listed(items: Sequence[str], most: int = 8, *, lines: bool = False) -> str:
+    """The first items, in a line or one a line, and how many more there are."""
+    shown = [*items[:most], *([f"and {len(items) - most} more"] if len(items) > most else [])]
+    return ("\n  " if lines else ", ").join(shown)
 
 
 def disguise(start: bytes) -> str:
@@ -40,30 +46,27 @@ def conversion(kind: str, path: str, output: str = "model.safetensors") -> str:
     )
 
 
-def folder_conversion(folder: str) -> str:
-    """The next step for a whole model saved as pickles."""
-    return (
-        'convert it in an environment you trust: python -c "from transformers import AutoModelForCausalLM as M; '
-        f"M.from_pretrained('{folder}', dtype='auto', weights_only=True).save_pretrained('DIR')\""
-    )
-
-
 def refuse_folder(names: Collection[str], where: str) -> CheckpointError:
     """The error for a folder without the weights looked for, by what lies there instead."""
-    ggufs = sorted(name for name in names if name.endswith(".gguf"))
+    ggufs, pickles, others = (
+        sorted(name for name in names if name.endswith(kind)) for kind in (".gguf", PICKLES, ".safetensors")
+    )
     if ggufs:
-        found = f"{where}: no safetensors weights, only GGUF: {_some(ggufs)}"
-        return CheckpointError(found, hint=conversion("GGUF", str(PurePath(where) / ggufs[0])))
-    pickles = sorted(name for name in names if name.endswith(PICKLES))
-    if pickles:
-        found = f"{where}: no safetensors weights, only pickles, which are never opened: {_some(pickles)}"
-        return CheckpointError(found, hint=folder_conversion(where))
-    others = sorted(name for name in names if name.endswith(".safetensors"))
-    if others:
-        found = f"{where}: neither model.safetensors nor an index; there are {_some(others)}"
-        return CheckpointError(found, hint=f"name one file itself: {PurePath(where) / others[0]}")
-    found = f"{where}: no model.safetensors and no model.safetensors.index.json"
-    return CheckpointError(found, hint="give the folder with the weights, a .safetensors file, or a Hub id org/name")
+        found = f"no safetensors weights, only GGUF: {listed(ggufs)}"
+        hint = conversion("GGUF", str(PurePath(where) / ggufs[0]))
+    elif pickles:
+        found = f"no safetensors weights, only pickles, which are never opened: {listed(pickles)}"
+        hint = (
+            'convert it in an environment you trust: python -c "from transformers import AutoModelForCausalLM as M; '
+            f"M.from_pretrained('{where}', dtype='auto', weights_only=True).save_pretrained('DIR')\""
+        )
+    elif others:
+        found = f"neither model.safetensors nor an index; there are {listed(others)}"
+        hint = f"name one file itself: {PurePath(where) / others[0]}"
+    else:
+        found = "no model.safetensors and no model.safetensors.index.json"
+        hint = "give the folder with the weights, a .safetensors file, or a Hub id org/name"
+    return CheckpointError(f"{where}: {found}", hint=hint)
 
 
 def refuse_adapter(names: Collection[str], where: str) -> CheckpointError:
@@ -74,7 +77,3 @@ def refuse_adapter(names: Collection[str], where: str) -> CheckpointError:
     found = f"{where}: adapter_model.bin is a pickle, which is never opened"
     command = conversion("a pickle", f"{where}/adapter_model.bin", f"{where}/adapter_model.safetensors")
     return CheckpointError(found, hint=command)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,9 +63,7 @@ def _header_bytes(path: Path) -> tuple[bytes, int]:
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file", hint="check the path; every shard must be there")
         with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(0)
-            start = file.read(9)
+            start, size = file.read(9), os.fstat(file.fileno()).st_size
             length = int.from_bytes(start[:8], "little")
             _check_start(start, length, size, path)
             file.seek(8)
@@ -93,11 +92,9 @@ def _check_start(start: bytes, length: int, size: int, path: Path) -> None:
 
 
 def _metadata(value: Any, path: Path) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise CheckpointError(f"{path}: __metadata__ must map strings to strings", hint=_AGAIN)
-    for text in (*value, *value.values()):
-        if not _encodable(text):
-            raise CheckpointError(f"{path}: __metadata__ holds text that is not Unicode: {text!a}", hint=_AGAIN)
+    texts = (*value, *value.values()) if isinstance(value, dict) else (None,)
+    if not all(isinstance(text, str) and _encodable(text) for text in texts):
+        raise CheckpointError(f"{path}: __metadata__ must map strings to strings, all of them Unicode", hint=_AGAIN)
     return value
 
 

@@ -20,8 +20,6 @@ def parse_object(raw: bytes, what: str) -> dict[str, Any]:
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
     except RecursionError:
         raise CheckpointError(f"{what}: JSON nested too deeply", hint=hint) from None
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{what}: not UTF-8 at byte {error.start}", hint=hint) from None
     except ValueError as error:
         raise CheckpointError(f"{what}: not valid JSON: {error}", hint=hint) from None
     if not isinstance(value, dict):

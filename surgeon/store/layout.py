@@ -11,13 +11,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from surgeon.errors import RefusedError
+from surgeon.store.header import LIMIT as MAX_HEADER
 from surgeon.tensors import TensorSpec, human_bytes
-
-#: Readers refuse a header of more bytes.
-MAX_HEADER = 100_000_000
 
 _SUFFIX = ".safetensors"
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.safetensors", re.DOTALL)
@@ -92,16 +91,13 @@ def _file(
 ) -> ShardFile:
     ordered = sorted(members, key=lambda tensor: (_RANK[specs[tensor].dtype], tensor))
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    starts, end = [], 0
-    for tensor in ordered:
-        spec, start = specs[tensor], end
-        end += spec.nbytes
-        starts.append(start)
-        entries[tensor] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [start, end]}
+    ends = [0, *accumulate(specs[tensor].nbytes for tensor in ordered)]
+    for tensor, span in zip(ordered, pairwise(ends), strict=True):
+        entries[tensor] = {"dtype": specs[tensor].dtype, "shape": specs[tensor].shape, "data_offsets": span}
     header = _header(name, entries)
-    for tensor, start in zip(ordered, starts, strict=True):
+    for tensor, start in zip(ordered, ends, strict=False):
         placements[tensor] = Placement(name, len(header) + start, specs[tensor])
-    return ShardFile(name, header, len(header) + end, tuple(ordered))
+    return ShardFile(name, header, len(header) + ends[-1], tuple(ordered))
 
 
 def _header(name: str, entries: Mapping[str, object]) -> bytes:
@@ -150,12 +146,11 @@ def _as_source(
 def _names(sources: Sequence[str]) -> Sequence[str]:
     """The source's names where servers read them and they are still a full set; else numbered anew."""
     counts = [match["count"] for source in sources if (match := _NUMBERED.fullmatch(source))]
-    readable = not any(map(_misread, sources))
-    several_families = len({_stem_of(source) for source in sources}) > 1
-    full_set = len(sources) > 1 and counts and int(counts[0]) == len(sources)
-    if readable and (several_families or not counts or full_set):
-        return sources
-    return _numbered(_stem(sources), len(sources))
+    one_family = len(set(map(_stem_of, sources))) == 1
+    incomplete = counts and (len(sources) == 1 or int(counts[0]) != len(sources))
+    if any(map(_misread, sources)) or (one_family and incomplete):
+        return _numbered(_stem(sources), len(sources))
+    return sources
 
 
 def _misread(file: str) -> bool:

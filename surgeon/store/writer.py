@@ -5,40 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from surgeon.errors import OutputError, RunError, SurgeonError
+from surgeon.errors import OutputError, RunError
+from surgeon.store.files import Files, disk_errors, explained, read_into, sync_path, write_all
 from surgeon.store.header import Stored
-from surgeon.store.layout import Layout, Placement, ShardFile, same_as_source
+from surgeon.store.layout import Layout, ShardFile, same_as_source
 from surgeon.tensors import human_bytes
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-_NO_KERNEL_COPY = (errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM)
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 _COPY_AT_ONCE = 1 << 30
 _BUFFER = 4 << 20
 _sync_data = getattr(os, "fdatasync", os.fsync)
-
-
-@contextmanager
-def disk_errors(doing: str, path: Path, missing: int = 0) -> Iterator[None]:
-    """Turns an OSError into what happened, where and what to do; `missing`: bytes still to be found on that disk."""
-    try:
-        yield
-    except OSError as error:
-        raise _explained(error, doing, path, missing) from error
-
-
-def sync_path(path: Path) -> None:
-    """fsync of a file or of a folder's entries."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 class FolderWriter:
@@ -47,30 +26,32 @@ class FolderWriter:
     def __init__(self, folder: Path, layout: Layout) -> None:
         self._folder = folder
         self._layout = layout
-        self._fds: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self._files = Files(os.O_RDWR)
 
     def create(self) -> None:
         """Gives every file its full size and its header, so that a full disk shows now; keeps files that have both."""
-        made: list[Path] = []
-        try:
+        shards = {self._folder / shard.name: shard for shard in self._layout.files}
+        with disk_errors("making the folder of the weights", self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-            for shard in self._layout.files:
-                path = self._folder / shard.name
-                if not (path.is_file() and same_as_source(shard, path)):
-                    made.append(path)
-                    _allocate(path, shard)
+            missing = {path: s for path, s in shards.items() if not (path.is_file() and same_as_source(s, path))}
+        try:
+            for path, shard in missing.items():
+                _allocate(path, shard)
         except OSError as error:
-            for path in made:
-                path.unlink(missing_ok=True)
-            raise _explained(error, "making room for the weights", self._folder, self._missing()) from error
+            for path in filter(Path.exists, missing):
+                path.unlink()
+            wanted = sum(shard.size for shard in missing.values())
+            raise explained(
+                error, "making room for the weights", self._folder, _lacking(self._folder, wanted)
+            ) from error
 
     def write(self, tensor: str, start: int, data: memoryview | bytes) -> None:
         """Writes bytes of a tensor; `start` is the byte offset within it."""
         place, view = self._layout.tensors[tensor], memoryview(data).cast("B")
-        _check_range(tensor, place, start, len(view))
-        with disk_errors(f"writing {tensor}", self._folder / place.file):
-            _write_all(self._fd(place.file), view, place.offset + start)
+        if start < 0 or start + len(view) > place.spec.nbytes:
+            raise ValueError(f"{tensor}: bytes {start} to {start + len(view)} of {place.spec.nbytes}")
+        with disk_errors(f"writing {tensor}", path := self._folder / place.file):
+            write_all(self._files.fd(path), view, place.offset + start)
 
     def copy(self, tensor: str, source: Stored) -> None:
         """Copies a whole tensor's bytes from another file, in the kernel where it can, shared where the disk can."""
@@ -83,29 +64,18 @@ class FolderWriter:
         """Copies a whole weight file for which `same_as_source` holds; no bytes move where the disk shares blocks."""
         self._transfer(f"copying {shard.name}", source, 0, shard.name, 0, shard.size)
 
-    def read(self, tensor: str, start: int, length: int) -> bytes:
-        """Reads back bytes of a tensor."""
-        place = self._layout.tensors[tensor]
-        _check_range(tensor, place, start, length)
-        data = bytearray(length)
-        with disk_errors(f"reading {tensor} back", self._folder / place.file):
-            filled = _read_into(self._fd(place.file), memoryview(data), place.offset + start)
-        if filled < length:
-            raise RunError(f"{self._folder / place.file} is shorter than its header says", hint="apply again, --fresh")
-        return bytes(data)
-
     def sync(self, files: Iterable[str]) -> None:
         """Waits until what was written to these files is on the disk."""
         for file in files:
-            with disk_errors("syncing", self._folder / file):
-                _sync_data(self._fd(file))
+            with disk_errors("syncing", path := self._folder / file):
+                _sync_data(self._files.fd(path))
 
     def finish(self, side_files: Sequence[tuple[Path, str]], texts: Mapping[str, bytes]) -> None:
         """Adds index, side files (source, relative name) and texts (which win over those); sets modes; syncs all."""
         written = dict(texts)
         if self._layout.index is not None and self._layout.index_name is not None:
             written[self._layout.index_name] = self._layout.index
-        with disk_errors("finishing", self._folder, sum(map(len, written.values()))):
+        with disk_errors("finishing", self._folder):
             for source, name in side_files:
                 if name not in written:
                     shutil.copyfile(source, self._target(name))
@@ -115,24 +85,12 @@ class FolderWriter:
 
     def close(self) -> None:
         """Closes all files."""
-        with self._lock:
-            while self._fds:
-                os.close(self._fds.popitem()[1])
-
-    def _fd(self, file: str) -> int:
-        with self._lock:
-            if file not in self._fds:
-                self._fds[file] = os.open(self._folder / file, os.O_RDWR)
-            return self._fds[file]
+        self._files.close()
 
     def _transfer(self, doing: str, source: Path, start: int, file: str, offset: int, length: int) -> None:
-        with disk_errors(doing, source):
-            fd = os.open(source, os.O_RDONLY)
-        try:
-            with disk_errors(doing, self._folder / file):
-                copied = _copy_range(fd, start, self._fd(file), offset, length)
-        finally:
-            os.close(fd)
+        target = self._folder / file
+        with disk_errors(doing, source), source.open("rb") as opened, disk_errors(doing, target):
+            copied = _copy_range(opened.fileno(), start, self._files.fd(target), offset, length)
         if copied < length:
             raise RunError(
                 f"{source} ended {human_bytes(length - copied)} early while {doing}",
@@ -148,73 +106,24 @@ class FolderWriter:
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
 
-    def _missing(self) -> int:
-        """Bytes that the disk lacks for the whole output."""
-        paths = [self._folder / shard.name for shard in self._layout.files]
-        there = sum(path.stat().st_blocks * 512 for path in paths if path.exists())
-        wanted = sum(shard.size for shard in self._layout.files) - there
-        disk = os.statvfs(self._folder) if self._folder.exists() else None
-        # Under a quota the disk itself may have room: then all that is wanted has to be found.
-        short = wanted - disk.f_bavail * disk.f_frsize if disk else wanted
-        return max(short if short > 0 else wanted, 0)
 
-
-def _explained(error: OSError, doing: str, path: Path, missing: int) -> SurgeonError:
-    if error.errno in _FULL:
-        amount = f"{human_bytes(missing)} ({missing} bytes)" if missing else "space"
-        return RunError(
-            f"the disk that holds {path} is full ({doing}: {error.strerror})",
-            hint=f"free {amount} there; run the same command again to resume",
-        )
-    if error.errno in _FORBIDDEN:
-        where = error.filename or path
-        hint = "check its permissions, or choose another output folder"
-        return OutputError(f"{where} cannot be used ({doing}: {error.strerror})", hint=hint)
-    return RunError(f"{doing} failed at {path}: {error}", hint="run the same command again to resume")
+def _lacking(folder: Path, wanted: int) -> int:
+    """Bytes to be freed for `wanted` ones; all of them under a quota, where the disk itself may have room."""
+    disk = os.statvfs(folder)
+    free = disk.f_bavail * disk.f_frsize
+    return wanted - free if wanted > free else wanted
 
 
 def _allocate(path: Path, shard: ShardFile) -> None:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        _reserve(fd, shard.size)
-        _write_all(fd, memoryview(shard.header), 0)
-    finally:
-        os.close(fd)
-
-
-def _reserve(fd: int, size: int) -> None:
-    reserve = getattr(os, "posix_fallocate", None)
-    if reserve is None:
-        os.ftruncate(fd, size)
-        return
-    try:
-        reserve(fd, 0, size)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise
-        os.ftruncate(fd, size)
-
-
-def _check_range(tensor: str, place: Placement, start: int, length: int) -> None:
-    if start < 0 or start + length > place.spec.nbytes:
-        raise ValueError(f"{tensor}: bytes {start} to {start + length} of {place.spec.nbytes}")
-
-
-def _write_all(fd: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(fd, data, offset)
-        data, offset = data[written:], offset + written
-
-
-def _read_into(fd: int, buffer: memoryview, offset: int) -> int:
-    """Fills the buffer; fewer bytes only at the end of the file."""
-    filled = 0
-    while filled < len(buffer):
-        count = os.preadv(fd, [buffer[filled:]], offset + filled)
-        if not count:
-            break
-        filled += count
-    return filled
+    with path.open("wb", buffering=0) as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, shard.size)
+        except (AttributeError, OSError) as error:
+            # Neither macOS nor every file system reserves room.
+            if isinstance(error, OSError) and error.errno not in _UNSUPPORTED:
+                raise
+            file.truncate(shard.size)
+        write_all(file.fileno(), memoryview(shard.header), 0)
 
 
 def _copy_range(source: int, start: int, target: int, offset: int, length: int) -> int:
@@ -222,24 +131,22 @@ def _copy_range(source: int, start: int, target: int, offset: int, length: int) 
     done = _kernel_copy(source, start, target, offset, length)
     buffer = memoryview(bytearray(min(_BUFFER, length - done)))
     while done < length:
-        count = _read_into(source, buffer[: length - done], start + done)
+        count = read_into(source, buffer[: length - done], start + done)
         if not count:
             break
-        _write_all(target, buffer[:count], offset + done)
+        write_all(target, buffer[:count], offset + done)
         done += count
     return done
 
 
 def _kernel_copy(source: int, start: int, target: int, offset: int, length: int) -> int:
     """copy_file_range as far as it goes: it may stop early, and some file systems refuse it or return 0."""
-    if not hasattr(os, "copy_file_range"):
-        return 0
     done = 0
-    while done < length:
+    while hasattr(os, "copy_file_range") and done < length:
         try:
             count = os.copy_file_range(source, target, min(_COPY_AT_ONCE, length - done), start + done, offset + done)
         except OSError as error:
-            if error.errno not in _NO_KERNEL_COPY:
+            if error.errno not in (*_UNSUPPORTED, errno.EXDEV, errno.EPERM):
                 raise
             break
         if not count:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 CONFIG = {
@@ -18,15 +19,14 @@ CONFIG = {
 }  # fmt: skip
 
 
-def llama_shapes(config: Mapping[str, object] = CONFIG) -> dict[str, tuple[int, ...]]:
+def llama_shapes(config: Mapping[str, Any] = CONFIG) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a Llama checkpoint of this config, as on disk."""
-    d, ff, vocab = (int(str(config[key])) for key in ("hidden_size", "intermediate_size", "vocab_size"))
-    head = int(str(config["head_dim"]))
-    q, kv = head * int(str(config["num_attention_heads"])), head * int(str(config["num_key_value_heads"]))
+    d, ff, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    q, kv = (config["head_dim"] * config[f"num_{kind}_heads"] for kind in ("attention", "key_value"))
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, d), "model.norm.weight": (d,)}
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (vocab, d)
-    for layer in range(int(str(config["num_hidden_layers"]))):
+    for layer in range(config["num_hidden_layers"]):
         at = f"model.layers.{layer}."
         shapes |= {f"{at}self_attn.q_proj.weight": (q, d), f"{at}self_attn.o_proj.weight": (d, q)}
         shapes |= {f"{at}self_attn.{part}_proj.weight": (kv, d) for part in "kv"}
@@ -46,19 +46,18 @@ def random_tensors(
 
 
 def write_checkpoint(
-    folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, object] | None = CONFIG, shards: int = 1
+    folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None = CONFIG, shards: int = 1
 ) -> Path:
     """Write tensors as one file, or as shards with an index, with a config beside them; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = sorted(tensors)
-    weight_map = {}
+    names, weight_map = sorted(tensors), {}
     for number in range(shards):
         file = "model.safetensors" if shards == 1 else f"model-{number + 1:05}-of-{shards:05}.safetensors"
         part = names[number * len(names) // shards : (number + 1) * len(names) // shards]
         save_file({name: tensors[name].contiguous() for name in part}, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(part, file)
     if shards > 1:
-        total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        total = sum(tensor.nbytes for tensor in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     if config is not None:
@@ -67,27 +66,21 @@ def write_checkpoint(
 
 
 def toy_llama(
-    folder: Path, seed: int = 0, *, base: Path | None = None, scale: float = 0.01, shards: int = 1,
-    dtype: torch.dtype = torch.float32, **config: object,
+    folder: Path, seed: int = 0, *, base: Path | None = None, shards: int = 1, dtype: torch.dtype = torch.float32,
+    **config: Any,
 ) -> Path:  # fmt: skip
-    """A toy Llama folder; with `base`, a fine-tune of it: its tensors plus noise of this scale."""
+    """A toy Llama folder; with `base`, a fine-tune of it: its tensors plus a little noise."""
     merged = CONFIG | {"torch_dtype": str(dtype).removeprefix("torch.")} | config
-    shapes = llama_shapes(merged)
-    tensors = random_tensors(shapes, seed, dtype=dtype)
+    tensors = random_tensors(llama_shapes(merged), seed, dtype=dtype)
     if base is not None:
         generator = torch.Generator().manual_seed(seed)
-        start = read_checkpoint(base)
-        tensors = {
-            name: (value.float() + scale * torch.randn(value.shape, generator=generator)).to(dtype)
-            for name, value in start.items()
-        }
+        for name, value in read_checkpoint(base).items():
+            tensors[name] = (value.float() + 0.01 * torch.randn(value.shape, generator=generator)).to(dtype)
     return write_checkpoint(folder, tensors, merged, shards)
 
 
 def read_checkpoint(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder, by name."""
-    from safetensors.torch import load_file
-
     tensors: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(file)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from surgeon.verbs._what import asked, options
+from surgeon.verbs.plan import plan
 
 if TYPE_CHECKING:
     from surgeon.engine.events import Listener
@@ -26,31 +26,41 @@ def apply(
     memory: int | str | None = None,
     threads: int | None = None,
     block: int | str = 1 << 21,
+    allow_nan: bool = False,
+    any_model: bool = False,
     overrides: Mapping[str, str] | None = None,
     resume: bool | None = None,
     overwrite: bool = False,
-    allow_nan: bool = False,
     on_event: Listener | None = None,
 ) -> Receipt:
     """Run a recipe (a file, a `Recipe` or an expression) into OUT and return its receipt.
 
-    `dtype` and `shard_size` win over the recipe's output; `memory` is a promise in bytes (or '4GB'); `block` is the
-    size of the pieces tensors are computed in, which never changes the bytes written. `resume=True` insists on going
-    on with an interrupted build, False starts afresh, None does what fits. Raises RefusedError before anything is read,
-    RunError while running; OUT then does not exist, or is what it was.
+    What stands before `resume` is as for `plan`. `resume=True` insists on going on with an interrupted build, False
+    starts afresh, None does what fits. Raises RefusedError before anything is read, RunError while running; OUT then
+    does not exist, or is what it was.
     """
     from surgeon.engine.build import build
-    from surgeon.planning.plan import build as build_plan
     from surgeon.recipe import dump_recipe
+    from surgeon.verbs.stages import stages, with_artifacts
 
-    request = asked(what, dtype=dtype, shard_size=shard_size, files_from=files_from, overrides=overrides)
-    plan = build_plan(request.recipe, options(device, memory, threads, block, allow_nan))
-    return build(
-        plan,
-        Path(out).expanduser(),
-        given=request.given,
-        resolved=dump_recipe(request.recipe, schema=False),
-        overwrite=overwrite,
-        resume=resume,
-        listener=on_event,
-    )
+    folder = Path(out).expanduser()
+    asked: dict[str, Any] = {
+        "dtype": dtype, "shard_size": shard_size, "files_from": files_from, "device": device, "memory": memory,
+        "threads": threads, "block": block, "allow_nan": allow_nan, "any_model": any_model,
+    }  # fmt: skip
+    planned = plan(what, overrides=overrides, **asked)
+    given = Path(what).read_text(encoding="utf-8-sig") if isinstance(what, str | Path) else None
+    with stages(planned.recipe, folder, planned.options, on_event) as recipe:
+        if recipe is not planned.recipe:
+            planned = plan(recipe, **asked)
+        named, artifacts = with_artifacts(planned.recipe)
+        return build(
+            planned,
+            folder,
+            given=given,
+            resolved=dump_recipe(named, schema=False),
+            artifacts=artifacts,
+            overwrite=overwrite,
+            resume=resume,
+            listener=on_event,
+        )

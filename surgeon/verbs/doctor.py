@@ -5,31 +5,22 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from surgeon.tensors import human_bytes
+from surgeon.verbs._table import table
 from surgeon.version import VERSION
 
 OURS = "model-surgeon"
 
-#: Distributions whose version is worth knowing; those after the bar are optional.
-NEEDED = (
-    "torch",
-    "safetensors",
-    "huggingface_hub",
-    "pydantic",
-    "ruamel.yaml",
-    "rich",
-    "typer",
-    "numpy",
-    "transformers",
-)
-NEEDED += ("peft", "accelerate", "blake3")
-OPTIONAL = ("gguf",)
+NEEDED = ["torch", "safetensors", "huggingface_hub", "pydantic", "ruamel.yaml", "rich", "typer", "numpy"]
+NEEDED += ["transformers", "peft", "accelerate", "blake3"]
+OPTIONAL = ["gguf", "matplotlib"]
 
 
 @dataclass(frozen=True)
@@ -56,12 +47,8 @@ class Diagnosis:
     def explain(self) -> str:
         """The findings by section, problems marked and repeated at the end."""
         lines: list[str] = []
-        section = ""
-        for finding in self.findings:
-            if finding.section != section:
-                section = finding.section
-                lines.append(section)
-            lines.append(f"{'!' if finding.problem else ' '} {finding.name:<16} {finding.value}")
+        for section, found in groupby(self.findings, lambda finding: finding.section):
+            lines += [section, *table(("!" if one.problem else " ", one.name, one.value) for one in found)]
         problems = [f"{finding.name}: {finding.problem}" for finding in self.findings if finding.problem]
         return "\n".join([*lines, "", *(problems or ["nothing to mend"])])
 
@@ -76,34 +63,28 @@ class Diagnosis:
 
 def doctor() -> Diagnosis:
     """Look at versions, the import name, devices, disk space and the model cache."""
-    return Diagnosis(
-        (*_versions(), _owner(packages_distributions().get("surgeon", ())), *_devices(), *_disk(), *_cache())
-    )
+    owners = packages_distributions().get("surgeon", ())
+    return Diagnosis((*_versions(), _owner(owners), *_devices(), *_disk()))
 
 
 def _versions() -> Iterator[Finding]:
     yield Finding("versions", "surgeon", VERSION)
     yield Finding("versions", "python", platform.python_version())
-    for name in (*NEEDED, *OPTIONAL):
+    for name in [*NEEDED, *OPTIONAL]:
         try:
             yield Finding("versions", name, distribution(name).version)
         except PackageNotFoundError:
-            problem = f"pip install {name}" if name in NEEDED else ""
-            yield Finding("versions", name, "not installed" + (" (optional)" if name in OPTIONAL else ""), problem)
+            yield Finding("versions", name, "not installed", f"pip install {name}" if name in NEEDED else "")
 
 
-def _owner(found: list[str] | tuple[str, ...]) -> Finding:
+def _owner(found: Iterable[str]) -> Finding:
     """Who owns the import name; a checkout on the path, or an editable install, is nobody's."""
     owners = sorted(set(found))
-    others = [name for name in owners if name != OURS]
-    problem = ""
-    if others:
-        names = " and ".join(others)
-        remedy = f"pip uninstall --yes {' '.join(others)} {OURS}, then pip install {OURS}"
-        problem = f"{names} and {OURS} both install it: {remedy}"
-    return Finding(
-        "import name", "surgeon", f"{', '.join(owners) or 'a checkout'} ({Path(__file__).parents[1]})", problem
-    )
+    others = " ".join(name for name in owners if name != OURS)
+    remedy = f"pip uninstall --yes {others} {OURS}, then pip install {OURS}"
+    problem = f"{others} and {OURS} both install it: {remedy}" if others else ""
+    where = f"{', '.join(owners) or 'a checkout'} ({Path(__file__).parents[1]})"
+    return Finding("import name", "surgeon", where, problem)
 
 
 def _devices() -> Iterator[Finding]:
@@ -123,15 +104,8 @@ def _devices() -> Iterator[Finding]:
 
 
 def _disk() -> Iterator[Finding]:
-    here = Path.cwd()
-    yield Finding("disk", "here", f"{human_bytes(shutil.disk_usage(here).free)} free ({here})")
+    from huggingface_hub.constants import HF_HUB_CACHE
 
-
-def _cache() -> Iterator[Finding]:
-    from huggingface_hub import constants
-
-    cache = Path(constants.HF_HUB_CACHE)
-    present = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    yield Finding("hub", "cache", f"{cache}, {human_bytes(shutil.disk_usage(present).free)} free")
-    yield Finding("hub", "endpoint", constants.ENDPOINT)
-    yield Finding("hub", "offline", "yes" if constants.HF_HUB_OFFLINE else "no")
+    for name, folder in (("here", Path.cwd()), ("hub cache", Path(HF_HUB_CACHE))):
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        yield Finding("disk", name, f"{human_bytes(shutil.disk_usage(there).free)} free ({folder})")

@@ -11,13 +11,12 @@ import io
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgeon.engine.events import Progress
+from surgeon.engine.events import Listener, Progress
 from surgeon.engine.workspace import Workspace
 from surgeon.errors import CheckpointError, RefusedError
 from surgeon.store.layout import lay_out
@@ -33,30 +32,28 @@ SHARD_SIZE = 5 * 10**9
 _FETCH = "fetch the file again, or check that it is whole"
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """What transformers made of a file: tensors by their names on disk, and the texts beside them."""
-
-    tensors: Mapping[str, Tensor]
-    texts: Mapping[str, bytes]
-
-
 def import_gguf(
     file: str | Path,
     out: str | Path,
     *,
     dtype: str = "bfloat16",
     overwrite: bool = False,
-    on_event: Callable[[Progress], None] | None = None,
+    on_event: Listener | None = None,
 ) -> Path:
     """Write a GGUF file's model into the folder `out`, dequantised, with config, tokenizer and chat template."""
-    file, out = Path(file), Path(out)
-    stored = _stored(dtype)
+    file, out, tell = Path(file), Path(out), on_event or _nobody
+    try:
+        stored = stored_dtype(dtype)
+    except ValueError as error:
+        raise RefusedError(str(error), hint="--dtype bfloat16 is what most servers run") from None
     _check_file(file)
     with Workspace(out, f"import {file.name} {dtype}", overwrite=overwrite, resume=False, inputs=[file]) as build:
         try:
             architecture = _check_contents(file)
-            _write(build.folder, _load(file, architecture, dtype, on_event), stored, on_event)
+            tell(Progress("load", 0, 1, "model"))
+            model, tokenizer = _load(file, architecture)
+            tell(Progress("load", 1, 1, "model"))
+            _write(build.folder, _tensors(model), _texts(model, tokenizer, dtype), stored, tell)
         except BaseException:
             build.discard()
             raise
@@ -64,11 +61,8 @@ def import_gguf(
     return out
 
 
-def _stored(dtype: str) -> str:
-    try:
-        return stored_dtype(dtype)
-    except ValueError as error:
-        raise RefusedError(str(error), hint="--dtype bfloat16 is what most servers run") from None
+def _nobody(event: Progress) -> None:
+    """Where progress goes when nobody asked for it."""
 
 
 def _check_file(file: Path) -> None:
@@ -95,48 +89,32 @@ def _check_contents(file: Path) -> str:
     except Exception as error:
         raise CheckpointError(f"{file}: damaged or truncated GGUF: {error}", hint=_FETCH) from error
     if isinstance(parts, int) and parts > 1:
-        raise CheckpointError(
-            f"{file}: one of {parts} parts", hint="join them first: llama-gguf-split --merge FIRST OUT"
-        )
+        hint = "join them first: llama-gguf-split --merge FIRST OUT"
+        raise CheckpointError(f"{file}: one of {parts} parts", hint=hint)
     return architecture
 
 
-def _load(file: Path, architecture: str, dtype: str, on_event: Callable[[Progress], None] | None) -> Loaded:
-    with _silence():
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    import torch
-
-    _report(on_event, "load", 0, 1)
+def _load(file: Path, architecture: str) -> tuple[Any, Any]:
+    """The model, in float32, and its tokenizer."""
     source = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name, "local_files_only": True}
-    try:
-        with _silence():
+    with _silence():
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+        how = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True), "output_loading_info": True}
+        try:
             tokenizer = AutoTokenizer.from_pretrained(**source)
-            # With output_loading_info it gives a pair: the model, and what was missing.
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                **source,
-                dtype=torch.float32,
-                quantization_config=GgufConfig(dequantize=True),
-                output_loading_info=True,
-            )
-    except Exception as error:
-        raise _refusal(file, architecture, error) from error
+            loaded: Any = AutoModelForCausalLM.from_pretrained(**source, **how)
+        except Exception as error:
+            raise CheckpointError(
+                f"{file}: transformers cannot load this GGUF of the architecture {architecture!r}: {error}",
+                hint="update transformers and gguf, or look for the model's safetensors",
+            ) from error
     model, notes = loaded
-    if notes["missing_keys"]:
-        listed = ", ".join(sorted(notes["missing_keys"])[:8])
-        raise CheckpointError(
-            f"{file}: {len(notes['missing_keys'])} tensors of the model are not in it: {listed}", hint=_FETCH
-        )
-    _report(on_event, "load", 1, 1)
-    return Loaded(_tensors(model), _model_texts(model, dtype) | _tokenizer_texts(tokenizer))
-
-
-def _refusal(file: Path, architecture: str, error: Exception) -> CheckpointError:
-    if "not supported" in str(error) or isinstance(error, NotImplementedError):
-        return CheckpointError(
-            f"{file}: transformers does not read GGUF files of the architecture {architecture!r}: {error}",
-            hint="look for the model's safetensors, or update transformers and gguf",
-        )
-    return CheckpointError(f"{file}: transformers cannot load it ({architecture}): {error}", hint=_FETCH)
+    if missing := sorted(notes["missing_keys"]):
+        listed = ", ".join(missing[:8])
+        raise CheckpointError(f"{file}: {len(missing)} tensors of the model are not in it: {listed}", hint=_FETCH)
+    return model, tokenizer
 
 
 def _tensors(model: Any) -> dict[str, Tensor]:
@@ -149,46 +127,39 @@ def _tensors(model: Any) -> dict[str, Tensor]:
     return dict(revert_weight_conversion(model, remove_tied_weights_from_state_dict(state, model)))
 
 
-def _model_texts(model: Any, dtype: str) -> dict[str, bytes]:
-    model.config.architectures = [type(model).__name__]
-    config = json.loads(model.config.to_json_string())
-    generation = json.loads(model.generation_config.to_json_string())
-    return {
-        "config.json": json_text(portable_config(config, dtype)),
-        "generation_config.json": json_text(portable_generation(generation)),
-    }
-
-
-def _tokenizer_texts(tokenizer: Any) -> dict[str, bytes]:
+def _texts(model: Any, tokenizer: Any, dtype: str) -> dict[str, bytes]:
+    """The files beside the weights, by name."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         texts = {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
-    name = "tokenizer_config.json"
-    return texts | {name: json_text(portable_tokenizer(json.loads(texts[name])))}
+    model.config.architectures = [type(model).__name__]
+    about_tokenizer = json.loads(texts["tokenizer_config.json"])
+    return texts | {
+        "config.json": json_text(portable_config(json.loads(model.config.to_json_string()), dtype)),
+        "generation_config.json": json_text(portable_generation(json.loads(model.generation_config.to_json_string()))),
+        "tokenizer_config.json": json_text(portable_tokenizer(about_tokenizer)),
+    }
 
 
-def _write(folder: Path, loaded: Loaded, stored: str, on_event: Callable[[Progress], None] | None) -> None:
-    specs = {name: _spec(tensor, stored) for name, tensor in loaded.tensors.items()}
+def _write(
+    folder: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, bytes], stored: str, tell: Listener
+) -> None:
+    specs = {name: _spec(tensor, stored) for name, tensor in tensors.items()}
     layout = lay_out(specs, None, SHARD_SIZE)
-    writer = FolderWriter(folder, layout)
     total, done = sum(spec.nbytes for spec in specs.values()), 0
-    try:
+    with contextlib.closing(FolderWriter(folder, layout)) as writer:
         writer.create()
-        for name, tensor in loaded.tensors.items():
+        for name, tensor in tensors.items():
             writer.write(name, 0, _bytes(tensor, specs[name]))
             done += specs[name].nbytes
-            _report(on_event, "write", done, total, name)
+            tell(Progress("write", done, total, "bytes", name))
         writer.sync(shard.name for shard in layout.files)
-        writer.finish((), loaded.texts)
-    finally:
-        writer.close()
+        writer.finish((), texts)
 
 
 def _spec(tensor: Tensor, stored: str) -> TensorSpec:
-    if tensor.is_floating_point():
-        return TensorSpec(stored, tuple(tensor.shape))
     names = {"torch.bool": "BOOL", "torch.uint8": "U8", "torch.int32": "I32", "torch.int64": "I64"}
-    return TensorSpec(names[str(tensor.dtype)], tuple(tensor.shape))
+    return TensorSpec(stored if tensor.is_floating_point() else names[str(tensor.dtype)], tuple(tensor.shape))
 
 
 def _bytes(tensor: Tensor, spec: TensorSpec) -> bytes:
@@ -196,11 +167,6 @@ def _bytes(tensor: Tensor, spec: TensorSpec) -> bytes:
 
     cast = tensor.detach().to(torch_dtype(spec.dtype)) if spec.dtype in FLOATS else tensor
     return cast.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def _report(on_event: Callable[[Progress], None] | None, stage: str, done: int, total: int, detail: str = "") -> None:
-    if on_event is not None:
-        on_event(Progress(stage, done, total, "bytes" if stage == "write" else "model", detail))
 
 
 @contextlib.contextmanager
@@ -212,8 +178,7 @@ def _silence() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.set_verbosity(verbosity)

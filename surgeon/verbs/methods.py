@@ -1,105 +1,87 @@
-"""`list_methods`: the merge methods a recipe can name, as their signatures declare them."""
+"""`list_methods`: the merge methods, edits, reshapes and fitters a recipe can name, as they declare themselves."""
 
 from __future__ import annotations
 
 import inspect
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from surgeon.errors import RefusedError, nearest
+from surgeon.verbs._table import table
+
 if TYPE_CHECKING:
+    from surgeon.space.edit import EditMethod
+    from surgeon.space.fitter import Fitter
     from surgeon.space.method import MergeMethod
     from surgeon.space.parameters import Parameter
+    from surgeon.space.reshape import Reshaping
+
+#: Section → its heading, and what one of it is.
+_TITLES = {
+    "methods": ("merge methods", "merge method"),
+    "edits": ("edits", "edit"),
+    "reshapes": ("reshapes", "reshape"),
+    "fitters": ("fitters of directions", "fitter of directions"),
+}
 
 
 @dataclass(frozen=True)
 class Methods:
-    """Merge methods by name; `in_full` when one was asked for."""
+    """What is registered: section (methods, edits, reshapes, fitters) → name → what it declares.
 
-    methods: tuple[MergeMethod, ...]
-    names: tuple[str, ...]
+    `in_full` when one name was asked for.
+    """
+
+    sections: Mapping[str, Mapping[str, dict[str, Any]]]
     in_full: bool = False
 
     def explain(self) -> str:
-        """One line a method, or one method in full."""
+        """Sections with one line a name, or one name in full."""
         if self.in_full:
-            return "\n\n".join(map(_in_full, self.names, self.methods))
-        width = max(map(len, self.names), default=0)
-        return "\n".join(
-            f"{name:<{width}}  {method.summary}" for name, method in zip(self.names, self.methods, strict=True)
-        )
+            found = [(section, *item) for section, held in self.sections.items() for item in held.items()]
+            return "\n\n".join("\n".join(_in_full(*one)) for one in found)
+        return "\n\n".join("\n".join(_listed(section, held)) for section, held in self.sections.items())
 
     def to_dict(self) -> dict[str, Any]:
-        """The methods with their settings."""
-        return {name: _data(method) for name, method in zip(self.names, self.methods, strict=True)}
+        """The same as data."""
+        return {section: dict(held) for section, held in self.sections.items()}
 
 
 def list_methods(name: str | None = None) -> Methods:
-    """Every registered merge method, or the one named. RefusedError with the nearest name when there is none."""
-    from surgeon.space.registry import merge_method_named, merge_methods
+    """All that is registered, or what is called `name`. RefusedError with the nearest name when nothing is."""
+    from surgeon.space.registry import edits, fitters, merge_methods, reshapes
 
-    if name is not None:
-        return Methods((merge_method_named(name),), (name,), in_full=True)
-    found = merge_methods()
-    return Methods(tuple(found.values()), tuple(found))
-
-
-def _in_full(name: str, method: MergeMethod) -> str:
-    lines = [
-        name,
-        "",
-        inspect.getdoc(method.function) or "",
-        "",
-        f"models: {_count(method)}",
-        f"base_model: {_base(method)}",
-    ]
-    lines += [f"blocks: {method.blocks}", "", *_settings(method)]
-    if method.breaks:
-        lines += ["", "does not keep:", *(f"  {law}: {reason}" for law, reason in method.breaks.items())]
-    return "\n".join(lines)
+    sections = {
+        "methods": _described(merge_methods(), _merge_facts),
+        "edits": _described(edits(), _edit_facts),
+        "reshapes": _described(reshapes(), lambda reshape: {}),
+        "fitters": _described(fitters(), _fitter_facts),
+    }
+    if name is None:
+        return Methods(sections)
+    found = {section: {name: held[name]} for section, held in sections.items() if name in held}
+    if not found:
+        known = [known for held in sections.values() for known in held]
+        raise RefusedError(f"there is no merge method, edit, reshape or fitter {name!r}", hint=nearest(name, known))
+    return Methods(found, in_full=True)
 
 
-def _settings(method: MergeMethod) -> list[str]:
-    parameters = method.parameters.values()
-    if not parameters:
-        return ["no settings"]
-    rows = [(parameter.name, _kind(parameter), _default(parameter)) for parameter in parameters]
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    return ["settings:", *(f"  {name:<{widths[0]}}  {kind:<{widths[1]}}  {default}" for name, kind, default in rows)]
+def _described(registered: Mapping[str, Any], facts: Callable[[Any], dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: _declared(one) | facts(one) for name, one in registered.items()}
 
 
-def _kind(parameter: Parameter) -> str:
-    kind = " | ".join(parameter.choices) or parameter.type.__name__
-    bounds = f" in {parameter.range.text}" if parameter.range else ""
-    return kind + bounds + (", one a model" if parameter.per_model else "")
-
-
-def _default(parameter: Parameter) -> str:
-    return "required" if parameter.required else f"default {_plain(parameter.default)}"
-
-
-def _plain(default: Any) -> Any:
-    """A default as data; `each(1.0)` is 1.0."""
-    return getattr(default, "value", default)
-
-
-def _count(method: MergeMethod) -> str:
-    least, most = method.models
-    return f"{least} or more" if most is None else str(least) if most == least else f"{least} to {most}"
-
-
-def _base(method: MergeMethod) -> str:
-    return "required" if method.needs_base else "not used"
-
-
-def _data(method: MergeMethod) -> dict[str, Any]:
+def _declared(one: MergeMethod | EditMethod | Fitter | Reshaping) -> dict[str, Any]:
+    """What every kind declares: documentation, papers, settings and the laws it breaks."""
+    documentation = inspect.getdoc(getattr(one, "function", one)) or ""
+    parameters: Mapping[str, Parameter] = getattr(one, "parameters", {})
     return {
-        "summary": method.summary,
-        "documentation": inspect.getdoc(method.function) or "",
-        "models": list(method.models),
-        "needs_base": method.needs_base,
-        "blocks": method.blocks,
-        "settings": {name: _setting(parameter) for name, parameter in method.parameters.items()},
-        "breaks": dict(method.breaks),
+        "summary": documentation.partition("\n")[0],
+        "documentation": documentation,
+        "papers": [url.rstrip(".") for url in re.findall(r"https?://[^\s,;)]+", documentation)],
+        "settings": {name: _setting(parameter) for name, parameter in parameters.items()},
+        "breaks": dict(getattr(one, "breaks", {})),
     }
 
 
@@ -108,7 +90,83 @@ def _setting(parameter: Parameter) -> dict[str, Any]:
         "type": parameter.type.__name__,
         "per_model": parameter.per_model,
         "required": parameter.required,
-        "default": None if parameter.required else _plain(parameter.default),
+        # `each(1.0)` is 1.0
+        "default": None if parameter.required else getattr(parameter.default, "value", parameter.default),
         "choices": list(parameter.choices),
         "range": parameter.range.text if parameter.range else None,
     }
+
+
+def _merge_facts(method: MergeMethod) -> dict[str, Any]:
+    return {"models": list(method.models), "needs_base": method.needs_base, "blocks": method.blocks}
+
+
+def _edit_facts(method: EditMethod) -> dict[str, Any]:
+    return {
+        "needs_directions": method.needs_directions,
+        "linear": method.linear,
+        "blocks": method.blocks,
+        "unchanged": dict(method.unchanged),
+        "removes": dict(method.removes),
+    }
+
+
+def _fitter_facts(fitter: Fitter) -> dict[str, Any]:
+    sets = {"positive": "required", "negative": "required"}
+    if "neutral" in fitter.sets:
+        sets["neutral"] = "required" if fitter.needs_neutral else "optional"
+    return {"sets": sets, "second_moments": fitter.second_moments}
+
+
+def _listed(section: str, held: Mapping[str, dict[str, Any]]) -> list[str]:
+    return [f"{_TITLES[section][0]}:", *table((name, one["summary"]) for name, one in held.items())]
+
+
+def _in_full(section: str, name: str, one: Mapping[str, Any]) -> list[str]:
+    facts = {"methods": _merge_lines, "edits": _edit_lines, "reshapes": _reshape_lines, "fitters": _fitter_lines}
+    lines = [f"{name}  ({_TITLES[section][1]})", "", one["documentation"], "", *facts[section](name, one), ""]
+    settings = table(_row(*item) for item in one["settings"].items())
+    lines += ["settings:", *settings] if settings else ["no settings"]
+    if one["breaks"]:
+        lines += ["", "does not keep:", *(f"  {law}: {reason}" for law, reason in one["breaks"].items())]
+    return lines
+
+
+def _merge_lines(name: str, one: Mapping[str, Any]) -> list[str]:
+    least, most = one["models"]
+    count = f"{least} or more" if most is None else str(least) if most == least else f"{least} to {most}"
+    base = "required" if one["needs_base"] else "not used"
+    return [f"recipe: merge: {name}", f"models: {count}", f"base_model: {base}", f"blocks: {one['blocks']}"]
+
+
+def _edit_lines(name: str, one: Mapping[str, Any]) -> list[str]:
+    linear = "yes, in the weights" if one["linear"] else "no"
+    lines = [f"recipe: edit: {name}", f"directions: {'required' if one['needs_directions'] else 'none'}"]
+    lines += [f"linear: {linear}", f"blocks: {one['blocks']}"]
+    promises = {"removes all of the directions": one["removes"], "changes nothing": one["unchanged"]}
+    lines += ["other keys of the step: of, layers, writers, tied, allow_partial"]
+    return [*lines, *(f"{said}: at {_values(settings)}" for said, settings in promises.items() if settings)]
+
+
+def _reshape_lines(name: str, one: Mapping[str, Any]) -> list[str]:
+    return [f"recipe: reshape: {name}"]
+
+
+def _fitter_lines(name: str, one: Mapping[str, Any]) -> list[str]:
+    sets = ", ".join(f"{word} ({needed})" for word, needed in one["sets"].items())
+    moments = "mean and second moments" if one["second_moments"] else "mean"
+    lines = [f"recipe: fit: {name}", f"sets: {sets}", f"measured: {moments}, at each residual point"]
+    return [*lines, "other keys of the entry: model, positive, negative, at"]
+
+
+def _values(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in settings.items())
+
+
+def _row(name: str, setting: Mapping[str, Any]) -> tuple[str, ...]:
+    kind = " | ".join(setting["choices"]) or setting["type"]
+    bounds = f" in {setting['range']}" if setting["range"] else ""
+    each = ", one a model" if setting["per_model"] else ""
+    default = setting["default"]
+    spelled = str(default).lower() if isinstance(default, bool) else "none" if default == "" else default
+    return f"  {name}", kind + bounds + each, "required" if setting["required"] else f"default {spelled}"

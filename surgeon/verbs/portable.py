@@ -11,17 +11,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-#: Keys of the config that are about how it was loaded.
+#: Keys that are about how a config or a tokenizer was loaded.
 _LOADING = ("quantization_config", "_name_or_path", "_model_name_or_path", "rope_parameters")
-
-#: Keys of the tokenizer's config that are about how it was loaded.
 _TOKENIZER_LOADING = ("backend", "is_local", "local_files_only", "name_or_path", "vocab_file", "gguf_file")
 
 
 def portable_config(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """A model's config with rope settings at the top, and the dtype under both names."""
     kept = {key: value for key, value in config.items() if key not in _LOADING}
-    return kept | _rope(config.get("rope_parameters")) | {"dtype": dtype, "torch_dtype": dtype}
+    return kept | _rope(config.get("rope_parameters") or {}) | {"dtype": dtype, "torch_dtype": dtype}
 
 
 def portable_tokenizer(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,21 +38,14 @@ def json_text(data: Mapping[str, Any]) -> bytes:
     return (json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def _rope(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+def _rope(rope: Mapping[str, Any]) -> dict[str, Any]:
     """`rope_theta`, `rope_scaling` and the like from `rope_parameters`, also where it has one entry a kind of layer."""
-    if not parameters:
-        return {}
-    if "full_attention" not in parameters:
-        return _flat_rope(parameters)
-    local = parameters.get("sliding_attention") or {}
-    if set(local) - {"rope_type", "rope_theta"} or local.get("rope_type", "default") != "default":
-        # No older spelling says this.
-        return {"rope_parameters": dict(parameters)}
-    frequency = {"rope_local_base_freq": local["rope_theta"]} if "rope_theta" in local else {}
-    return _flat_rope(parameters["full_attention"]) | frequency
-
-
-def _flat_rope(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    top = {key: parameters[key] for key in ("rope_theta", "partial_rotary_factor") if key in parameters}
-    scaling = {key: value for key, value in parameters.items() if key not in top}
+    if "full_attention" in rope:
+        local = rope.get("sliding_attention") or {}
+        if not local.items() <= {"rope_type": "default", "rope_theta": local.get("rope_theta")}.items():
+            return {"rope_parameters": dict(rope)}  # no older spelling says this
+        frequency = {"rope_local_base_freq": local["rope_theta"]} if "rope_theta" in local else {}
+        return _rope(rope["full_attention"]) | frequency
+    top = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    scaling = {key: value for key, value in rope.items() if key not in top}
     return top | ({"rope_scaling": scaling} if scaling.get("rope_type", "default") != "default" else {})

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import filecmp
+import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from surgeon.errors import OutputError, RefusedError, nearest
+from surgeon.verbs._table import table
 
-#: What the first line of every recipe shipped names, so that editors complete and check it.
-SCHEMA = "recipe.schema.json"
+#: What a recipe names in its own folder: adapters, and the schema for editors.
+_BESIDE = re.compile(r"(?<![\w./])\./[\w./-]+")
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,7 @@ class Recipes:
 
     def explain(self) -> str:
         """One line a recipe: its name and what its first comment says."""
-        width = max(map(len, self.paths), default=0)
-        return "\n".join(f"{name:<{width}}  {_title(path)}" for name, path in self.paths.items())
+        return "\n".join(table((name, _title(path)) for name, path in self.paths.items()))
 
     def to_dict(self) -> dict[str, Any]:
         """Title and path of each recipe."""
@@ -47,19 +45,17 @@ def copy_recipe(name: str, destination: str | Path = ".") -> list[Path]:
     if name not in paths:
         raise RefusedError(f"there is no recipe {name!r}", hint=nearest(name, paths))
     source = paths[name]
-    pairs = [(source, Path(destination) / source.name)]
-    pairs += [(source.parent / part, Path(destination) / part) for part in sorted(set(_companions(source)))]
-    pairs = [pair for pair in pairs if pair[0] == source or not _same(*pair)]
-    for _, target in pairs:
-        if target.exists():
+    named = {source.parent / path for path in _BESIDE.findall(source.read_text(encoding="utf-8"))}
+    files = [file for path in sorted(named) for file in (path, *sorted(path.rglob("*"))) if file.is_file()]
+    targets = {file: Path(destination) / file.relative_to(source.parent) for file in [source, *files]}
+    for file, target in targets.items():
+        if target.exists() and (file == source or not filecmp.cmp(file, target, shallow=False)):
             raise OutputError(f"{target} exists already", hint="copy into another folder, or move it away")
-    for original, target in pairs:
+    missing = {file: target for file, target in targets.items() if not target.exists()}
+    for file, target in missing.items():
         target.parent.mkdir(parents=True, exist_ok=True)
-        if original.is_dir():
-            shutil.copytree(original, target)
-        else:
-            shutil.copyfile(original, target)
-    return [target for _, target in pairs]
+        shutil.copyfile(file, target)
+    return list(missing.values())
 
 
 def recipes_folder() -> Path:
@@ -72,28 +68,3 @@ def recipes_folder() -> Path:
 def _title(path: Path) -> str:
     comments = (line.lstrip("# ").rstrip() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#")
     return next((line for line in comments if line and not line.startswith("yaml-language-server")), "")
-
-
-def _same(original: Path, copy: Path) -> bool:
-    """Whether a copy has all that the original has."""
-    files = [path for path in original.rglob("*") if path.is_file()] if original.is_dir() else [original]
-    copies = [copy / path.relative_to(original) for path in files]
-    return all(b.is_file() and filecmp.cmp(a, b, shallow=False) for a, b in zip(files, copies, strict=True))
-
-
-def _companions(recipe: Path) -> Iterator[str]:
-    """Paths below the recipe's own folder that it names and that are there; its schema, for editors, among them."""
-    if (recipe.parent / SCHEMA).is_file():
-        yield SCHEMA
-    for text in _strings(YAML(typ="safe", pure=True).load(recipe.read_text(encoding="utf-8"))):
-        path = text.split("+")[0].strip()
-        if path.startswith("./") and ".." not in Path(path).parts and (recipe.parent / path).exists():
-            yield path.removeprefix("./").rstrip("/")
-
-
-def _strings(node: Any) -> Iterator[str]:
-    if isinstance(node, str):
-        yield node
-    elif isinstance(node, dict | list):
-        for child in node.values() if isinstance(node, dict) else node:
-            yield from _strings(child)

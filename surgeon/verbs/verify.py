@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon.errors import RefusedError
-from surgeon.verbs._what import asked
+from surgeon.verbs.plan import plan
 
 if TYPE_CHECKING:
     from surgeon.engine.events import Listener
@@ -35,10 +35,8 @@ def verify(
         raise RefusedError(f"{folder}: no such file or folder", hint="give the folder to prove")
     if recipe is not None:
         from surgeon.measuring.foreign import judge_folder
-        from surgeon.planning.options import Options
-        from surgeon.planning.plan import build
 
-        return judge_folder(folder, build(asked(recipe, overrides=overrides).recipe, Options("cpu")), on_event)
+        return judge_folder(folder, plan(recipe, device="cpu", overrides=overrides), on_event)
     if not folder.is_dir():
         raise RefusedError(
             f"{folder} is a single file, which has no receipt", hint="judge it by a recipe: --recipe RECIPE"

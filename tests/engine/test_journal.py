@@ -1,7 +1,6 @@
 """The journal: what was appended is read back, and a cut or a flipped bit anywhere loses only what follows it."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -96,16 +95,6 @@ def test_create_replaces_an_older_journal(tmp_path: Path):
     written(path, RECORDS)
     written(path, RECORDS[:1])
     assert read(path) == RECORDS[:1]
-
-
-def test_threads_append_whole_lines(tmp_path: Path):
-    path = tmp_path / "journal"
-    journal = Journal.create(path, "key")
-    many = [Record(f"t{i}", "d" * (i % 50), {}) for i in range(200)]
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda record: journal.append([record]), many))
-    journal.close()
-    assert {record.tensor: record for record in read(path)} == {record.tensor: record for record in many}
 
 
 def test_append_returns_after_the_bytes_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

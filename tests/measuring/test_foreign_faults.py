@@ -145,7 +145,7 @@ def test_another_models_values(toy, tmp_path):
 
     verdict = surgeon.verify(spoil(tmp_path / "out", tmp_path / "spoilt", change), recipe=base + 0.5 * (math - base))
     assert subjects(verdict) == {name}
-    assert "holds the values of math" in verdict.explain()
+    assert "math: the coefficient 0.5 is missing" in verdict.explain()
 
 
 def test_a_coefficient_left_out(toy, tmp_path):

@@ -29,15 +29,56 @@ steps:
 output: {dtype: bfloat16, shard_size: 5GB}
 """
 
+EDITED = """\
+surgeon: 1
+models:
+  base: org/base
+  math: someone/math
+  code: ./checkpoints/code
+  style: ./adapters/style
+directions:
+  sycophancy:
+    fit: mean_difference
+    model: merged
+    positive: ./contrast/sycophantic.jsonl
+    negative: ./contrast/candid.jsonl
+    neutral: ./neutral.jsonl
+    position: first:3
+    at: block.14
+    guard: false
+  hedging: ./directions/hedging.safetensors
+steps:
+  merged:
+    merge: ties
+    base_model: base
+    models: {math: {weight: 0.6, density: [0.2, 0.8]}, code: {weight: 0.4}}
+  styled:
+    combine: merged + 0.5 * style
+  edited:
+    edit: ablate
+    of: styled
+    directions: [sycophancy, hedging]
+    strength: [0.5, 1]
+    layers: 8..24
+    writers: attention
+output: {dtype: bfloat16, rounding: compensated}
+"""
+
 
 @pytest.fixture
-def valid():
-    return VALID
+def edited():
+    """Three steps: a merge, an adapter added, an edit along two directions, one measured on the merge."""
+    return EDITED
 
 
 @pytest.fixture(scope="session")
-def valid_text():
-    """The same, for property tests, which take no fixture made for each test."""
+def texts():
+    """Every form of a native recipe, for property tests, which take no fixture made for each test."""
+    return VALID, EDITED
+
+
+@pytest.fixture
+def valid():
     return VALID
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surgeon.recipe.arithmetic import ArithmeticFault, evaluate, parse
+from surgeon.recipe.arithmetic import ArithmeticFault, evaluate
 from surgeon.space.coefficient import Coefficient
 from surgeon.space.expr import Combination, Model
 from surgeon.space.schedule import Layers
@@ -17,7 +17,7 @@ KNOWN = {"a": A, "b": B, "c": C, "s": Coefficient.of(S), "t": Coefficient.of(T)}
 
 
 def value(text):
-    return evaluate(parse(text), KNOWN)
+    return evaluate(text, KNOWN)
 
 
 @pytest.mark.parametrize(

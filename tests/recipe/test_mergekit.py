@@ -175,7 +175,7 @@ def test_what_changes_nothing_is_no_note(read):
         (TIES + "parameters: {rescale: true}", 6, "rescale"),
         (TIES + "parameters: {elect: trimmed}", 6, "unknown parameter 'elect'"),
         (TIES.replace("weight: 1", "weight: 1, density: 0"), 3, "must lie in (0, 1]"),
-        (TIES.replace("ties", "slerp"), 1, "slerp needs parameters.t"),
+        (TIES.replace("ties", "slerp"), 1, "slerp needs t"),
         (TIES.replace("ties", "slerp") + "parameters: {t: 0.5}", 1, "exactly 1 model besides the base, not 2"),
     ],
 )

@@ -105,7 +105,7 @@ CHANGES = [
     ("  code: ./", "  unused: a/b\n  code: ./", 5, 3, "model 'unused' is not used"),
     ("merge: ties", "merge: tise", 9, 12, "did you mean 'ties'"),
     ("merge: ties", "merge: [ties]", 9, 12, "no merge method"),
-    ("merge: ties", "edit: ablate", 9, 5, "edit steps are not in this version"),
+    ("merge: ties", "stack: x", 9, 5, "stack steps are not in this version"),
     ("merge: ties", "marge: ties", 8, 3, "did you mean 'merge'"),
     ("    base_model: base\n", "", 8, 3, "'base_model' is missing in steps.merged"),
     ("base_model: base\n", "base_model: code\n", 13, 7, "'code' is the base model"),
@@ -116,6 +116,8 @@ CHANGES = [
     ("weight: 0.4", "weight: {search: [0, 1]}", 13, 22, "tuning"),
     ("weight: 0.4", "weight: {value: 1}", 13, 22, "rules are a list"),
     ("weight: 0.4", "weight: 1e999", 13, 22, "out of range"),
+    ("weight: 0.4", "weight: ", 13, 21, "weight takes a value or a list of them, not nothing"),
+    ("combine: merged", "combine:\n    x: merged", 18, 5, "arithmetic over names, not nothing"),
     ("[0.2, 0.8]}\n      code", "[0.2, 1.8]}\n      code", 12, 42, "must lie in (0, 1]"),
     ("[0.2, 0.8]}\n      code", "[]}\n      code", 12, 36, "empty list"),
     ("[0.2, 0.8]}\n      code", "[[0.2], 1]}\n      code", 12, 37, "not a list inside"),
@@ -127,7 +129,7 @@ CHANGES = [
     ("targets: \"*mlp*\"", "targets: \"re:(\"", 15, 25, "regular expression"),
     ("targets: \"*mlp*\"", "targets: role:mlp", 15, 24, "roles"),
     ("targets: \"*mlp*\", ", "", 15, 14, "never reached"),
-    ("value: 0.2", "targets: x", 15, 46, "no value"),
+    ("value: 0.2", "targets: x", 15, 46, "'value' is missing"),
     ("value: 0.2", "value: x", 15, 54, "a number, not 'x'"),
     ("merged + s", "merge + s", 17, 14, "did you mean 'merged'"),
     ("merged + s", "final + s", 16, 3, "circle"),
@@ -140,11 +142,11 @@ CHANGES = [
     ("bfloat16", "bf16", 19, 17, "did you mean 'bfloat16'"),
     ("5GB", "much", 19, 39, "5GB or 400MB"),
     ("5GB", "-1", 19, 39, "5GB or 400MB"),
-    ("shard_size: 5GB", "rounding: compensated", 19, 37, "invariant"),
+    ("shard_size: 5GB", "rounding: compensate", 19, 37, "'nearest' or 'compensated'"),
     ("shard_size: 5GB", "files_from: mth", 19, 39, "did you mean 'math'"),
     ("shard_size: 5GB", "drop: ['re:[']", 19, 35, "regular expression"),
     ("shard_size: 5GB", "shards: 5GB", 19, 27, "did you mean 'shard_size'"),
-    ("output:", "directions: {}\noutput:", 19, 1, "directions are not in this version"),
+    ("output:", "calibration: {}\noutput:", 19, 1, "calibration is not in this version"),
     ("steps:\n", "steps: {}\nother:\n", 7, 1, "there is no step"),
 ]  # fmt: skip
 
@@ -160,6 +162,19 @@ def test_all_faults_at_once(faults, valid):
     text = valid.replace("weight: 0.4", "weigth: 0.4").replace("0.8]}\n      code", "1.8]}\n      code")
     text = text.replace("bfloat16", "bf16").replace("- base)", "- bse)").replace("./adapters/style", "a b")
     assert [line for line, _, _ in faults(text)] == [6, 12, 13, 17, 19]
+
+
+def test_every_unknown_name_of_one_expression_is_told(faults, valid):
+    found = faults(valid.replace("s * style - 0.1*(math", "s * stlye - 0.1*(mth"))
+    assert [text for _, _, text in found] == [
+        "nothing is called 'stlye' | did you mean 'style'?", "nothing is called 'mth' | did you mean 'math'?",
+    ]  # fmt: skip
+
+
+def test_a_fraction_is_a_number_wherever_one_is(read):
+    models = "{a: {weight: 1/3}, b: {weight: 0/5}}"
+    text = f"surgeon: 1\nmodels: {{a: o/a, b: o/b}}\nsteps: {{r: {{merge: linear, models: {models}}}}}"
+    assert [dict(m.settings)["weight"] for m in read(text).recipe.expr.members] == [Fraction(1, 3), 0]
 
 
 def test_one_cause_is_one_fault(faults, valid):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from surgeon.recipe import json_schema
-from surgeon.space.registry import merge_methods
+from surgeon.space.registry import edits, fitters, merge_methods, reshapes
 from surgeon.tensors import FLOATS
 
 COMMITTED = Path(__file__).parents[2] / "recipes" / "recipe.schema.json"
@@ -25,6 +25,24 @@ def test_every_method_and_setting_is_in_it():
         assert ("base_model" in required) == method.needs_base
         assert all(p.name in required for p in method.parameters.values() if p.required and not p.per_model)
         assert steps[name]["additionalProperties"] is False
+
+
+def test_every_edit_fitter_and_reshape_is_in_it():
+    definitions = json_schema()["definitions"]
+    for word, registered in (("edit", edits()), ("fit", fitters()), ("reshape", reshapes())):
+        found = {d["properties"][word]["const"]: d for d in definitions.values() if word in d.get("properties", {})}
+        assert set(found) == set(registered)
+        for name, one in registered.items():
+            assert set(getattr(one, "parameters", {})) <= set(found[name]["properties"])
+            assert found[name]["additionalProperties"] is False
+    scope = {"of", "directions", "layers", "writers", "tied", "allow_partial"}
+    edit = definitions["AblateEdit"]["properties"]
+    assert scope <= set(edit)
+    assert edit["directions"]["minItems"] == 1
+    assert edit["layers"]["pattern"] == r"^[0-9]+\.\.[0-9]+$"
+    assert edit["writers"]["anyOf"][0]["enum"] == ["embed", "attention", "mlp", "all"]
+    assert {"file", "at"} == set(definitions["FileEntry"]["properties"])
+    assert {"model", "positive", "negative", "neutral", "at"} <= set(definitions["MeanDifferenceFit"]["properties"])
 
 
 def test_choices_and_dtypes_are_listed():

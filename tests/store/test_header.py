@@ -102,7 +102,7 @@ FAULTS = {
     "metadata number": ({"__metadata__": {"format": 1}}, 0, "__metadata__"),
     "metadata list": ({"__metadata__": ["pt"]}, 0, "__metadata__"),
     "surrogate name": (b'{"\\ud800":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', 1, "not a name"),
-    "surrogate metadata": (b'{"__metadata__":{"a":"\\ud800"}}', 0, "not Unicode"),
+    "surrogate metadata": (b'{"__metadata__":{"a":"\\ud800"}}', 0, "all of them Unicode"),
     "empty name": ({"": entry(0, 1)}, 1, "not a name"),
     "duplicate tensor": (b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"a":{}}', 0, "duplicate key 'a'"),
     "duplicate field": (
@@ -110,7 +110,7 @@ FAULTS = {
         0,
         "duplicate key 'dtype'",
     ),
-    "not UTF-8": (b'{"\xff":1}', 0, "not UTF-8"),
+    "not UTF-8": (b'{"\xff":1}', 0, "'utf-8' codec"),
     "not JSON": (b'{"a":', 0, "not valid JSON"),
     "a list": (b"[]", 0, "not a JSON object"),
     "trailing text": (b"{} {}", 0, "not valid JSON"),

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from surgeon.errors import CheckpointError
-from surgeon.store.reference import locate
+from surgeon.store.source import locate
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

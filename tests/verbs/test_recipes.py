@@ -14,7 +14,7 @@ def shelf(tmp_path, monkeypatch):
     (folder / "adapters" / "style").mkdir(parents=True)
     (folder / "adapters" / "style" / "adapter_config.json").write_text("{}", encoding="utf-8")
     (folder / "adapters" / "other").mkdir()
-    text = "# yaml-language-server: $schema=x.json\n# Two become one.\n"
+    text = "# yaml-language-server: $schema=./recipe.schema.json\n# Two become one.\n"
     text += "models: {a: org/a, s: ./adapters/style, n: ./none}\n"
     (folder / "both.yaml").write_text(text, encoding="utf-8")
     monkeypatch.setattr(recipes, "recipes_folder", lambda: folder)
@@ -28,7 +28,7 @@ def test_a_recipe_is_listed_with_its_first_comment(shelf):
 
 def test_a_copy_brings_what_the_recipe_names_and_no_more(shelf, tmp_path):
     mine = tmp_path / "mine"
-    assert surgeon.copy_recipe("both", mine) == [mine / "both.yaml", mine / "adapters" / "style"]
+    assert surgeon.copy_recipe("both", mine) == [mine / "both.yaml", mine / "adapters/style/adapter_config.json"]
     assert sorted(path.name for path in mine.rglob("*")) == ["adapter_config.json", "adapters", "both.yaml", "style"]
 
 
@@ -36,7 +36,7 @@ def test_nothing_is_overwritten(shelf, tmp_path):
     surgeon.copy_recipe("both", tmp_path / "mine")
     (tmp_path / "mine" / "both.yaml").unlink()
     (tmp_path / "mine" / "adapters" / "style" / "adapter_config.json").write_text("mine", encoding="utf-8")
-    with pytest.raises(surgeon.OutputError, match="style exists"):
+    with pytest.raises(surgeon.OutputError, match="adapter_config"):
         surgeon.copy_recipe("both", tmp_path / "mine")
     assert not (tmp_path / "mine" / "both.yaml").exists()
 

@@ -1,0 +1,1 @@
+"""Directions: contrast sets → states of a running model → streamed moments → one fitter a file → artifacts."""

@@ -1,0 +1,1 @@
+"""One file a fitter; dropping a file here registers it."""

@@ -1,0 +1,1 @@
+"""Edits, one file each; dropping a file in here registers it."""

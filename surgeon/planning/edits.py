@@ -1,0 +1,120 @@
+"""Edits and reshapes, resolved: which tensors are edited along which columns, and what is promised of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from surgeon.anatomy.describe import Anatomy, Place
+from surgeon.artifacts.direction import OWN, OWN_MID, Direction
+from surgeon.errors import RefusedError
+from surgeon.planning.step import Input, Key
+from surgeon.space.coefficient import Coefficient
+from surgeon.space.edit import EditMethod
+from surgeon.space.expr import ONE, Settings
+from surgeon.space.reshape import Reshaping, Table
+from surgeon.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from surgeon.planning.graph import Graph
+    from surgeon.planning.resolve import Node
+
+
+@dataclass(frozen=True)
+class Along:
+    """A direction in hand and where it is used: a point, or ``own`` (``own.mid``): each writer's own point."""
+
+    direction: Direction
+    at: str
+    name: str
+
+    def point(self, place: Place) -> str:
+        """The residual point whose rows a writer uses."""
+        return place.point(mid=self.at == OWN_MID) if self.at in (OWN, OWN_MID) else self.at
+
+
+@dataclass(frozen=True, eq=False)
+class Edited:
+    """An edit of `chosen` tensors of a node; the others are the node's own."""
+
+    label: str
+    inner: Node
+    method: EditMethod[...]
+    along: tuple[Along, ...]
+    settings: Settings
+    anatomy: Anatomy
+    chosen: Mapping[str, Place]
+
+    @property
+    def table(self) -> Table:
+        """The operand's."""
+        return self.inner.table
+
+    @property
+    def mass(self) -> Coefficient:
+        """The operand's: a linear edit keeps it, and another takes models only."""
+        return self.inner.mass
+
+    def lower(self, tensor: str, graph: Graph) -> Key | None:
+        """One step of the edit's kernel; the operand's own value where nothing changes."""
+        key, place = graph.key(self.inner, tensor), self.chosen.get(tensor)
+        if key is None or place is None:
+            return key
+        settings = self._settings(tensor, graph)
+        if self.method.holds(self.method.unchanged, settings):
+            return key
+        shape = self.table[tensor].shape
+        inputs = [Input(key)]
+        if self.along:
+            frame = self._frame(tensor, place, graph)
+            inputs.append(Input(frame, whole=True))
+            settings |= {"rank": graph.steps[frame].spec.shape[1]}
+        layout = "@last" if place.axis == -1 else ""
+        if not layout:
+            settings |= {"residual": shape[-2], "columns": shape[-1]}
+        return graph.add(self, tensor, f"edit:{self.method.name}{layout}", tuple(inputs), settings)
+
+    def _frame(self, tensor: str, place: Place, graph: Graph) -> Key:
+        """The step of the columns; writers of one block behind one norm share it."""
+        used = tuple((along.direction, along.point(place)) for along in self.along)
+        rank = sum(len(direction.rows(point)) for direction, point in used)
+        gains = [graph.key(self.inner, norm) for norm in place.norms]
+        inputs = tuple(Input(gain, whole=True) for gain in gains if gain is not None)
+        spec = TensorSpec("F64", (self.anatomy.width, rank))
+        settings: dict[str, Any] = {"directions": used, "gain": self.anatomy.family.gain}
+        return graph.add(self, tensor, "frame:columns", inputs, settings, "frame", spec)
+
+    def _settings(self, tensor: str, graph: Graph) -> dict[str, Any]:
+        """What holds at a tensor, by argument."""
+        given = dict(self.settings)
+        found: dict[str, Any] = {}
+        for parameter in self.method.parameters.values():
+            value = graph.setting(given[parameter.name], tensor, head_first=False) if parameter.name in given else None
+            if value is not None:
+                found[parameter.argument] = graph.plain(value, parameter)
+            elif parameter.required:
+                raise RefusedError(f"{self.method.name}: nothing says what {parameter.name} is at {tensor}")
+            else:
+                found[parameter.argument] = parameter.default
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Reshaped:
+    """A reshape of a node."""
+
+    label: str
+    inner: Node
+    reshaping: Reshaping
+    anatomy: Anatomy
+    table: Table
+
+    @property
+    def mass(self) -> Coefficient:
+        """The operand's, which is a model."""
+        return ONE
+
+    def lower(self, tensor: str, graph: Graph) -> Key | None:
+        """The operand's tensor it holds."""
+        return graph.key(self.inner, self.reshaping.source(tensor, self.anatomy))

@@ -1,0 +1,86 @@
+"""What holds of a written tensor: its edit was the last thing done to it, and nothing of the subspace is left in it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from surgeon.artifacts.direction import Direction
+from surgeon.planning.edits import Edited
+from surgeon.planning.step import Key, Step
+from surgeon.space.registry import edit_named
+
+Steps = Mapping[Key, Step]
+
+
+@dataclass(frozen=True)
+class Promise:
+    """Qᵀ of this tensor is zero along `axis`, where Q spans diag(γ)·R: R of `directions`, γ `gain` + tensors."""
+
+    step: Key
+    frame: Key
+    before: Key
+    axis: int
+    edit: str
+    directions: tuple[tuple[Direction, str], ...]
+    gains: tuple[str, ...]
+    gain: float
+
+
+def promise_of(steps: Steps, key: Key) -> Promise | None:
+    """The promise of a value whose last step is an edit that removes."""
+    step = steps[key]
+    if not _removes(step):
+        return None
+    frame = steps[step.inputs[1].key]
+    gains = tuple(need.key.tensor for need in frame.inputs)
+    return Promise(
+        key,
+        frame.key,
+        step.inputs[0].key,
+        -1 if step.kernel.endswith("@last") else -2,
+        _edit_name(step),
+        frame.values["directions"],
+        gains,
+        frame.values["gain"],
+    )
+
+
+def undone(steps: Steps, keys: Iterable[Key]) -> tuple[str, ...]:
+    """A sentence for every edit that removes something, and is followed by a step that may bring it back."""
+    counted: Counter[tuple[str, str]] = Counter()
+    for key in keys:
+        last = steps[key]
+        for step in steps_below(steps, key):
+            if step.key != key and _removes(step) and step.key.tensor == key.tensor:
+                counted[_edit_name(step), _edit_name(last)] += 1
+    return tuple(
+        f"{count} tensors are changed by {after} after {edit} has removed a direction from them: it may come back"
+        + ("; name both directions in one step" if after == edit else "")
+        for (edit, after), count in counted.items()
+    )
+
+
+def steps_below(steps: Steps, key: Key) -> tuple[Step, ...]:
+    """The steps a value rests on."""
+    from surgeon.planning.step import below
+
+    return below(steps, key)
+
+
+def is_everywhere(node: Edited) -> bool:
+    """Whether an edit reaches every writer with the same rows: then the stream holds nothing of them at any point."""
+    same = all(not along.at.startswith("own") for along in node.along)
+    return same and not node.anatomy.unknown and node.chosen.keys() == node.anatomy.writers().keys()
+
+
+def _removes(step: Step) -> bool:
+    if not step.kernel.startswith("edit:") or len(step.inputs) < 2:
+        return False
+    method = edit_named(_edit_name(step))
+    return method.holds(method.removes, step.values)
+
+
+def _edit_name(step: Step) -> str:
+    return step.kernel.partition(":")[2].removesuffix("@last") or step.kernel

@@ -1,0 +1,71 @@
+"""Settings, edits and directions as the data that a recipe holds of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from surgeon.errors import RefusedError
+from surgeon.space.expr import DirectionRef, Edit, Expr, Fit, Settings
+from surgeon.space.fitter import SETS
+from surgeon.space.schedule import Layers, Rules, Setting
+
+
+def settings_data(settings: Settings) -> dict[str, Any]:
+    """Settings as a recipe's keys."""
+    return {name: setting_data(value) for name, value in settings}
+
+
+def setting_data(setting: Setting) -> Any:
+    """A value, a list over the layers or rules."""
+    if isinstance(setting, Layers):
+        return list(setting.values)
+    if not isinstance(setting, Rules):
+        return setting
+    written = [{"targets": rule.targets, "value": setting_data(rule.value)} for rule in setting.rules]
+    return [{key: value for key, value in rule.items() if value is not None} for rule in written]
+
+
+def edit_data(edit: Edit, of: str, directions: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """The keys of a step; `of` and `directions` are what its parts are called."""
+    yield "edit", edit.edit
+    yield "of", of
+    if directions:
+        yield "directions", list(directions)
+    yield from settings_data(edit.settings).items()
+    if edit.layers is not None:
+        yield "layers", f"{edit.layers[0]}..{edit.layers[1]}"
+    if edit.writers:
+        yield "writers", edit.writers[0] if len(edit.writers) == 1 else list(edit.writers)
+    if edit.tied != Edit.tied:
+        yield "tied", edit.tied
+    if edit.allow_partial:
+        yield "allow_partial", True
+
+
+def direction_data(use: DirectionRef, names: Mapping[Expr, str]) -> str | dict[str, Any]:
+    """The entry of a direction. A path is written as it is; RefusedError for one that is only in memory."""
+    if isinstance(use.source, str):
+        return {"file": use.source, "at": use.at} if use.at else use.source
+    if isinstance(use.source, Fit):
+        return dict(_fit(use.source, use.at, names))
+    label = use.name or use.source.about.get("name") or "a direction"
+    message = f"{label} is in memory only, and a recipe names a file"
+    raise RefusedError(message, origin=use.origin, hint="save it first: direction.save(path)")
+
+
+def _fit(fit: Fit, used_at: str, names: Mapping[Expr, str]) -> Iterator[tuple[str, Any]]:
+    """A bank measured for use at one point is the same there as what is measured at that point."""
+    yield "fit", fit.fitter
+    yield "model", names[fit.model]
+    yield "positive", _absolute(fit.positive)
+    yield "negative", _absolute(fit.negative)
+    yield "at", used_at or fit.at
+    for name, value in fit.settings:
+        yield name, _absolute(value) if name in SETS and isinstance(value, str) else setting_data(value)
+
+
+def _absolute(path: str) -> str:
+    return os.path.normpath(Path(path).expanduser().absolute())

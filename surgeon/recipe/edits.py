@@ -1,0 +1,55 @@
+"""Steps that edit or reshape one model: the names they use, and the expression they mean."""
+
+from __future__ import annotations
+
+from surgeon.recipe.document import Faults, Node
+from surgeon.recipe.entries import Entry, Kind, Use, used
+from surgeon.space.expr import Edit, Reshape
+from surgeon.space.registry import edits
+
+
+def edit_uses(node: Node) -> tuple[Use, ...] | None:
+    """What is edited, and the directions along which."""
+    directions, method = node.get("directions"), edits().get(node.mapping["edit"].text)
+    texts = [item for item in directions.items if isinstance(item.value, str)] if directions else []
+    along = tuple(Use(item.text, item.at, direction=True) for item in texts)
+    of = used(node, "of")
+    if not of or (not along and (method is None or method.needs_directions)):
+        return None
+    return (*of, *along)
+
+
+def build_edit(entry: Entry, faults: Faults) -> Edit | None:
+    """A registered edit of a model or step; all that can be wrong with one is wrong in its shape."""
+    read = entry.read
+    if read is None:
+        return None
+    return Edit(
+        edit=read.edit,
+        of=entry.known[read.of],
+        directions=tuple(entry.directions[name] for name in getattr(read, "directions", ())),
+        settings=entry.settings(edits()[read.edit].parameters, read, entry.node),
+        layers=read.layers,
+        writers=read.writers or (),
+        tied=read.tied or Edit.tied,
+        allow_partial=bool(read.allow_partial),
+        name=entry.name,
+        origin=entry.node.start,
+    )
+
+
+def reshape_uses(node: Node) -> tuple[Use, ...] | None:
+    """What is reshaped."""
+    return used(node, "of") or None
+
+
+def build_reshape(entry: Entry, faults: Faults) -> Reshape | None:
+    """A registered reshape of a model or step."""
+    read = entry.read
+    if read is None:
+        return None
+    return Reshape(read.reshape, entry.known[read.of], name=entry.name, origin=entry.node.start)
+
+
+EDIT = Kind(edit_uses, build_edit)
+RESHAPE = Kind(reshape_uses, build_reshape)

@@ -1,0 +1,1 @@
+"""Reshapes, one file each; dropping a file in here registers it."""

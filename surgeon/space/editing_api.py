@@ -1,0 +1,69 @@
+"""Writing edits and reshapes in Python. Nothing is read but directions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from surgeon.artifacts.direction import Direction
+from surgeon.errors import Fault, RecipeError, nearest
+from surgeon.space.api import setting_of
+from surgeon.space.expr import DirectionRef, Edit, Expr, Fit, Reshape, settings
+from surgeon.space.registry import edit_named, reshape_named
+
+Directions = str | Path | Direction | Fit | DirectionRef
+
+
+def edit(
+    method: str,
+    of: Expr,
+    *,
+    directions: Directions | Sequence[Directions] = (),
+    at: str = "",
+    layers: tuple[int, int] | None = None,
+    writers: str | Sequence[str] = "all",
+    tied: Literal["untie", "both", "skip"] = "untie",
+    allow_partial: bool = False,
+    name: str = "",
+    **given: Any,
+) -> Edit:
+    """Edit what a model writes into its residual stream with a registered edit; several directions act as one subspace.
+
+    `directions` are files or objects; `at` overrides the residual point they are used at (``block.14``, or ``own``:
+    each block's own). `layers` limits the edit to blocks [first, end), `writers` to attention, mlp or embed.
+    RecipeError lists every unknown setting and value out of range.
+    """
+    found = edit_named(method)
+    faults: list[Fault] = []
+    chosen = {}
+    for argument, value in given.items():
+        parameter = found.parameters.get(argument.rstrip("_"))
+        if parameter is None:
+            faults.append(Fault(f"{method} has no setting {argument!r}", hint=nearest(argument, found.parameters)))
+        else:
+            chosen[parameter.name] = setting_of(parameter, value, faults)
+    if not isinstance(of, Expr):
+        faults.append(Fault(f"{of!r} is no model", hint=f"write surgeon.open({str(of)!r})"))
+    if faults:
+        raise RecipeError(faults)
+    listed = [directions] if isinstance(directions, Directions) else list(directions)
+    parts = (writers,) if isinstance(writers, str) else tuple(writers)
+    uses = tuple(_use(one, at) for one in listed)
+    kept = () if "all" in parts else parts
+    return Edit(method, of, uses, settings(chosen), layers, kept, tied, allow_partial, name)
+
+
+def reshape(method: str, of: Expr, *, name: str = "") -> Reshape:
+    """Reshape a model: ``untie`` gives a tied model a head of its own."""
+    reshape_named(method)
+    return Reshape(method, of, name=name)
+
+
+def _use(direction: Directions, at: str) -> DirectionRef:
+    if isinstance(direction, DirectionRef):
+        return direction
+    if isinstance(direction, str | Path):
+        direction = os.path.normpath(Path(direction).expanduser().absolute())
+    return DirectionRef(direction, at)

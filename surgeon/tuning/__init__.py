@@ -1,0 +1,1 @@
+"""Search: recipes in, recipes out."""

@@ -1,0 +1,135 @@
+"""The search behind `surgeon find`: a direction fitted, its writers ranked, a scope and a strength chosen, confirmed.
+
+Training prompts decide everything; held-out prompts only confirm it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from surgeon.artifacts.direction import Direction
+from surgeon.directions.contrast import Contrast
+from surgeon.measuring import effects
+from surgeon.measuring.effects import Neutral, Spoken
+from surgeon.measuring.manner import Answer, Manner, Rate
+from surgeon.measuring.trial import edited
+from surgeon.runtime.load import Loaded
+from surgeon.runtime.text import Example
+from surgeon.space.expr import Expr
+from surgeon.tuning.scope import STRENGTHS, Effect, Scope, Tried, choose, scopes, search, single_writers
+
+Note = Callable[[str, int, int], None]
+
+#: How many prompts, and how many tokens of their answers, each part of the search looks at.
+RANKED, TRIED, COUNTED, TOKENS, ANSWER = 8, 16, 24, 4, 12
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A loaded model with what its edits are judged by."""
+
+    loaded: Loaded
+    of: Expr
+    direction: Direction
+    manner: Manner
+    prompts: Sequence[Example]
+    answers: Sequence[Answer]
+    neutral: Neutral
+    note: Note
+    _spoken: dict[int, tuple[Spoken, float]] = field(default_factory=dict)
+
+    def spoken(self, count: int) -> tuple[Spoken, float]:
+        """The first prompts with the beginning of their answers, and their log-probability unedited."""
+        if count not in self._spoken:
+            shown = [pair for pair in zip(self.prompts, self.answers, strict=True) if self.manner.shows(pair[1])]
+            chosen = shown[:count] or list(zip(self.prompts, self.answers, strict=True))[:count]
+            held = effects.spoken(self.loaded, [e for e, _ in chosen], [a for _, a in chosen], TOKENS)
+            self._spoken[count] = held, held.log_probability(self.loaded)
+        return self._spoken[count]
+
+    def measure(self, scope: Scope, strength: float) -> Tried:
+        """The manner's loss and the cost of one scope at one strength."""
+        held, before = self.spoken(TRIED)
+        with edited(self.loaded, scope.edit(self.of, self.direction, strength)):
+            after = held.log_probability(self.loaded)
+            return Tried(scope, strength, before - after, self.neutral.cost(self.loaded))
+
+    def counted(self, tried: Tried, prompts: Sequence[Example]) -> Rate:
+        """How often the manner shows in what the edited model says."""
+        return self.manner.rate(self.said(tried.scope, tried.strength, prompts))
+
+    def said(self, scope: Scope, strength: float, prompts: Sequence[Example]) -> list[Answer]:
+        """What the edited model says."""
+        with edited(self.loaded, scope.edit(self.of, self.direction, strength)):
+            return effects.answers(self.loaded, prompts, ANSWER)
+
+
+def rank(bench: Bench) -> list[Effect]:
+    """The causal effect of every block's attention and MLP, each edited by itself along its own direction."""
+    held, before = bench.spoken(RANKED)
+    found = []
+    writers = list(single_writers(bench.loaded.anatomy))
+    for done, (block, part, scope) in enumerate(writers):
+        with edited(bench.loaded, scope.edit(bench.of, bench.direction, 1.0)):
+            found.append(Effect(block, part, before - held.log_probability(bench.loaded)))
+        bench.note("writers", done + 1, len(writers))
+    return found
+
+
+def choose_scope(bench: Bench, ranked: Sequence[Effect], budget: float) -> tuple[Tried, list[Tried]]:
+    """The scope and strength to use, and everything that was tried on the way."""
+    candidates = scopes(ranked, bench.loaded.anatomy.blocks)
+    total = len(candidates) * len(STRENGTHS)
+    done = 0
+
+    def measure(scope: Scope, strength: float) -> Tried:
+        nonlocal done
+        done += 1
+        bench.note("scopes", done, total)
+        return bench.measure(scope, strength)
+
+    tried = search(candidates, measure, budget)
+    before = bench.manner.rate(bench.answers).value
+    prompts = bench.prompts[:COUNTED]
+    counted = []
+    for one in _promising(tried, budget):
+        rate = bench.counted(one, prompts).value
+        counted.append(Tried(one.scope, one.strength, one.nats, one.kl, rate))
+        bench.note("answers", len(counted), COUNT)
+    known = {(one.scope, one.strength): one for one in counted}
+    return choose(counted, before, budget), [known.get((one.scope, one.strength), one) for one in tried]
+
+
+#: How many scopes are judged by what the model then says.
+COUNT = 9
+
+
+def _promising(tried: Sequence[Tried], budget: float) -> list[Tried]:
+    """Those with the largest loss within the budget, and the cheapest that lose at least half as much."""
+    affordable = [one for one in tried if one.kl <= budget] or sorted(tried, key=lambda one: one.kl)[:COUNT]
+    strongest = sorted(affordable, key=lambda one: -one.nats)
+    enough = [one for one in affordable if one.nats >= 0.4 * strongest[0].nats]
+    cheapest = sorted(enough, key=lambda one: one.kl)
+    return list(dict.fromkeys([*cheapest[: 2 * COUNT // 3], *strongest]))[:COUNT]
+
+
+def dose(
+    bench: Bench, scope: Scope, strengths: Sequence[float], positive: Sequence[Example], negative: Sequence[Example]
+) -> list[dict[str, Any]]:
+    """Manner and cost over strengths of both signs: nats, KL, and rates on prompts with and without it."""
+    rows = []
+    for strength in strengths:
+        tried = bench.measure(scope, strength)
+        row: dict[str, Any] = {"strength": strength, "nats": -tried.nats, "kl": tried.kl}
+        row["rate"] = bench.counted(tried, positive).value if strength >= 0 else None
+        row["rate_negative"] = bench.counted(tried, negative).value if strength <= 0 else None
+        rows.append(row)
+        bench.note("strengths", len(rows), len(strengths))
+    return rows
+
+
+def halves(contrast: Contrast) -> tuple[Sequence[Example], Sequence[Example]]:
+    """The positive and negative examples of a contrast."""
+    return contrast.positive, contrast.negative

@@ -1,0 +1,229 @@
+"""An investigation from contrast sets to a choice, and the folder it is written into."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from surgeon.artifacts.direction import Direction
+from surgeon.directions.contrast import Contrast
+from surgeon.directions.examples import neutral_examples, read_examples
+from surgeon.directions.fit import measurement
+from surgeon.directions.separation import drift, separations
+from surgeon.directions.statistics import states
+from surgeon.measuring import effects
+from surgeon.measuring.manner import Manner, by_answers, by_rule
+from surgeon.measuring.page import write_report
+from surgeon.measuring.plots import require_matplotlib
+from surgeon.measuring.trial import edited
+from surgeon.runtime.load import Loaded, load
+from surgeon.runtime.text import Example
+from surgeon.space.api import open as open_model
+from surgeon.store.checkpoint import open_checkpoint
+from surgeon.store.fingerprint import fingerprint
+from surgeon.store.source import locate
+from surgeon.tuning.find import ANSWER, Bench, Note, choose_scope, dose, rank
+from surgeon.tuning.scope import Tried
+
+#: Answers of each set that teach what the manner is, neutral examples the search looks at, prompts of the dose curve.
+TAUGHT, SEARCHED, DOSED, SHOWN = 48, 16, 12, 8
+DOSES = (-3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+#: An edit that costs more than this many nats a token on neutral text meets the attention sink or an outlier.
+COSTLY = 1.0
+
+
+def investigate(
+    model: str, train: Contrast, held: Contrast, *, fit: str, position: str, neutral: Path | None, shows: str | None,
+    budget: float, name: str, device: str, dtype: str, settings: Mapping[str, Any], note: Note,
+) -> tuple[dict[str, Any], Direction]:  # fmt: skip
+    """Everything `find` does but writing: the report's content and the direction."""
+    clock = _Clock()
+    require_matplotlib()
+    root, _ = locate(model, probe=True)
+    loaded = load(root, dtype=dtype, device=device)
+    mark = fingerprint(open_checkpoint(root, model))
+    around = read_examples(neutral, mixed=True) if neutral is not None else neutral_examples()
+    clock.lap("loading")
+    said = [effects.answers(loaded, side[:TAUGHT], ANSWER) for side in (train.positive, train.negative)]
+    manner = by_rule(shows) if shows else by_answers(*said)
+    note("answers of the model as it is", 1, 1)
+    clock.lap("answers")
+    about = {"name": name, "model": mark, "model_ref": model}
+    measured = measurement(
+        loaded, fit, train, neutral=around, position=position, settings=settings, listener=partial(note, "states")
+    )
+    direction = measured.direction(**about)
+    clock.lap("statistics")
+    apart = _separation(loaded, direction, measured.shuffled(), held, position)
+    clock.lap("separation")
+    bench = Bench(
+        loaded, open_model(root), direction, manner, train.positive[:TAUGHT], said[0],
+        effects.neutral(loaded, around[:: max(len(around) // SEARCHED, 1)]), note,
+    )  # fmt: skip
+    ranked = rank(bench)
+    clock.lap("writers")
+    chosen, tried = choose_scope(bench, ranked, budget)
+    clock.lap("scopes")
+    report: dict[str, Any] = {
+        "name": name,
+        "model": {"ref": model, "fingerprint": mark},
+        "counts": _counts(train, held, around),
+        "separation": apart,
+        "drift": {"points": list(direction.tensors), "cosine": drift(direction).tolist()},
+        "guard": {"sink": True, **direction.about["guard"]} if "guard" in direction.about else None,
+        "effects": [{"block": one.block, "part": one.part.value, "nats": one.nats} for one in ranked],
+        "tried": [one.to_dict() for one in tried],
+        "chosen": chosen.to_dict() | {"why": _why(chosen, tried, budget)},
+    }
+    report |= _confirmed(bench, chosen, held, effects.neutral(loaded, around))
+    clock.lap("confirmation")
+    doses = sorted({*DOSES, chosen.strength, -chosen.strength})
+    report["dose"] = dose(bench, chosen.scope, doses, held.positive[:DOSED], held.negative[:DOSED])
+    clock.lap("dose")
+    report["rates"]["strengthened"] = _strengthened(report["dose"])
+    report["warnings"] = _warnings(report, manner)
+    report["seconds"] = clock.laps
+    return report, direction
+
+
+def _separation(
+    loaded: Loaded, direction: Direction, shuffled: Sequence[Mapping[str, Tensor]], held: Contrast, position: str
+) -> list[dict[str, Any]]:
+    """AUROC on held-out states by point, with the best of each control."""
+    points = tuple(direction.tensors)
+    positive, negative = (states(loaded, side, points, position) for side in (held.positive, held.negative))
+    found = separations(direction.tensors, positive, negative, tuple(shuffled))
+    return [
+        {
+            "point": one.point, "auroc": one.auroc, "shuffled": max(one.shuffled, default=0.5),
+            "random": max(one.random, default=0.5),
+        }
+        for one in found
+    ]  # fmt: skip
+
+
+class _Clock:
+    """How long each part took."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, part: str) -> None:
+        """Note that a part has ended."""
+        now = time.monotonic()
+        self.laps[part], self._last = round(now - self._last, 2), now
+
+
+def _counts(train: Contrast, held: Contrast, around: Sequence[Example]) -> dict[str, int]:
+    return {
+        "positive": len(train.positive), "negative": len(train.negative), "held_out_positive": len(held.positive),
+        "held_out_negative": len(held.negative), "neutral": len(around),
+    }  # fmt: skip
+
+
+def _confirmed(bench: Bench, chosen: Tried, held: Contrast, around: effects.Neutral) -> dict[str, Any]:
+    """Rates before and after on held-out prompts, the cost on all neutral examples, and answers to look at."""
+    loaded, manner = bench.loaded, bench.manner
+    before = effects.answers(loaded, held.positive, ANSWER)
+    without = effects.answers(loaded, held.negative, ANSWER)
+    after = bench.said(chosen.scope, chosen.strength, held.positive)
+    with edited(loaded, chosen.scope.edit(bench.of, bench.direction, chosen.strength)):
+        cost = around.cost(loaded)
+    shown = zip(held.positive[:SHOWN], before, after, strict=False)
+    return {
+        "manner": {
+            "how": f"rule: {manner.rule}" if manner.rule else "the model's own answers",
+            "tells_apart": (manner.rate(before).value + 1 - manner.rate(without).value) / 2,
+        },
+        "rates": {
+            "before": manner.rate(before).to_dict(), "after": manner.rate(after).to_dict(),
+            "absent": manner.rate(without).to_dict(),
+        },
+        "kl": {"chats_and_text": cost},
+        "answers": [{"prompt": _asked(e), "before": b.text, "after": a.text} for e, b, a in shown],
+    }  # fmt: skip
+
+
+def _asked(example: Example) -> str:
+    return str(example.get("prompt") or example.get("text") or example["messages"][-1]["content"])
+
+
+def _why(chosen: Tried, tried: Sequence[Tried], budget: float) -> str:
+    counted = sum(one.rate is not None for one in tried)
+    rate = 0.0 if chosen.rate is None else chosen.rate
+    reflection = " Strength 2 reflects what is written along the direction; it does not remove it." * (
+        chosen.strength == 2.0
+    )
+    return (
+        f"Of {len(tried)} scopes and strengths tried ({counted} judged by what the model then says), it leaves the "
+        f"manner in {rate:.0%} of the training prompts at the least cost: {chosen.kl:.4f} nats a token, of {budget:g} "
+        "allowed." + reflection
+    )
+
+
+def _strengthened(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The negative strength at which the manner shows most where it was absent; None where none raises it."""
+    absent = next((row["rate_negative"] for row in rows if row["strength"] == 0), None) or 0.0
+    raised = [row for row in rows if row["strength"] < 0 and row["rate_negative"] > absent]
+    best = max(raised, key=lambda row: row["rate_negative"], default=None)
+    return None if best is None else {"strength": best["strength"], "rate": best["rate_negative"], "kl": best["kl"]}
+
+
+def _warnings(report: Mapping[str, Any], manner: Manner) -> list[str]:
+    found = []
+    apart, rates = report["manner"]["tells_apart"], report["rates"]
+    if apart < 0.75:
+        found.append(
+            f"the model's answers to the two sets are told apart in {apart:.0%} only: it may not have this manner; "
+            "look at its answers, or give a rule (--shows)"
+        )
+    if report["kl"]["chats_and_text"] > COSTLY:
+        share = report["guard"] and max(report["guard"]["removed"].values(), default=0.0)
+        found.append(
+            f"the edit costs {report['kl']['chats_and_text']:.2f} nats a token on neutral text: the direction meets the"
+            f" attention sink or an outlier coordinate (the guard removed up to {share or 0:.0%} of it)"
+        )
+    if rates["after"]["rate"] > 0.5 * rates["before"]["rate"]:
+        found.append("the manner is not removed: it is spread over more than linear edits of the writers reach")
+    if not report["rates"].get("strengthened"):
+        found.append(
+            "no negative strength raised the manner on prompts without it: what starts it there is not this direction"
+        )
+    return found
+
+
+def write_found(report: Mapping[str, Any], direction: Direction, folder: Path) -> None:
+    """direction.safetensors, recipe.yaml, report.json, report.html and its plots."""
+    folder.mkdir(parents=True, exist_ok=True)
+    direction.save(folder / "direction.safetensors")
+    (folder / "recipe.yaml").write_text(recipe_text(report), encoding="utf-8")
+    (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_report(report, folder)
+
+
+def recipe_text(report: Mapping[str, Any]) -> str:
+    """The recipe that applies what was chosen."""
+    chosen, rates = report["chosen"], report["rates"]
+    name = re.sub(r"\W", "_", report["name"]) or "direction"
+    name = f"d_{name}" if name[0].isdigit() else name
+    scope = f"    layers: {chosen['layers']}\n" if chosen["layers"] else ""
+    scope += f"    writers: [{', '.join(chosen['writers'])}]\n" if chosen["writers"] != "all" else ""
+    return (
+        f"# {chosen['words']}.\n"
+        f"# On {rates['before']['n']} held-out prompts the manner shows {rates['before']['rate']:.2f} of the time\n"
+        f"# before and {rates['after']['rate']:.2f} after, at {report['kl']['chats_and_text']:.4f} nats a token on\n"
+        "# neutral chats and text. A negative strength strengthens it.\n"
+        "surgeon: 1\n"
+        f"models:\n  base: {json.dumps(str(report['model']['ref']))}\n"
+        f"directions:\n  {name}: {{file: ./direction.safetensors, at: {chosen['at']}}}\n"
+        "steps:\n  edited:\n    edit: ablate\n    of: base\n"
+        f"    directions: [{name}]\n    strength: {chosen['strength']:g}\n{scope}"
+    )
