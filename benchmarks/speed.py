@@ -16,11 +16,11 @@ import sys
 from pathlib import Path
 
 import torch
-from make_models import MODELS, make_models
+from make_models import DIRECTION, MODELS, make_models
 from memory import Measured, measure
 from safetensors import safe_open
 from table import HELP_FLOOR, PLAN_FLOOR, Runs, Small, report
-from workloads import SAMPLE, WORKLOADS, Config, Workload
+from workloads import WORKLOADS, Config, Workload
 
 HERE = Path(__file__).resolve().parent
 MERGEKIT, TORCH = "0.1.5", "2.13.0"
@@ -83,7 +83,11 @@ class Bench:
     def recipe(self, workload: Workload, prefix: str = "") -> Path:
         """Write the workload as surgeon's recipe, over the models whose folders start with `prefix`."""
         models = {name: str(self.models / f"{prefix}{name}") for name in workload.inputs}
-        config: Config = {"surgeon": 1, "models": models, "steps": {"out": workload.step}}
+        config: Config = {"surgeon": 1, "models": models, "steps": workload.steps}
+        if workload.edits:
+            config["directions"] = {"removed": str(self.work / DIRECTION)}
+        if workload.output:
+            config["output"] = workload.output
         return self.write(f"surgeon-{prefix}{workload.slug}", config)
 
     def copy(self, workload: Workload) -> Measured:
@@ -136,14 +140,17 @@ def read_tensor(folder: Path, name: str) -> torch.Tensor:
 
 
 def check(bench: Bench, workload: Workload) -> None:
-    """Stop unless one tensor of the output is right within one bf16 rounding: a wrong result may not be timed."""
-    tensors = {name: read_tensor(bench.models / name, f"{SAMPLE}.weight") for name in MODELS}
+    """Stop unless one tensor of the output is right within its roundings: a wrong result may not be timed."""
+    name = f"{workload.sample}.weight"
+    tensors = {model: read_tensor(bench.models / model, name) for model in MODELS}
     for factor in ("lora_A", "lora_B"):
-        tensors[factor] = read_tensor(bench.models / "adapter", f"base_model.model.{SAMPLE}.{factor}.weight")
-    wanted, got = workload.expected(tensors), read_tensor(bench.out, f"{SAMPLE}.weight").double()
-    wrong = int(((got - wanted).abs() > wanted.abs() * 2**-8 * 1.001 + 1e-8).sum())
+        stored = f"base_model.model.{workload.sample}.{factor}.weight"
+        tensors[factor] = read_tensor(bench.models / "adapter", stored)
+    wanted, got = workload.expected(tensors), read_tensor(bench.out, name).double()
+    allowed = wanted.abs() * 2**-8 * 1.001 * workload.roundings + 1e-8
+    wrong = int(((got - wanted).abs() > allowed).sum())
     if wrong or got.isnan().any():
-        sys.exit(f"{workload.name}: {wrong} of {wanted.numel()} values of {SAMPLE}.weight are wrong in {bench.out}")
+        sys.exit(f"{workload.name}: {wrong} of {wanted.numel()} values of {name} are wrong in {bench.out}")
 
 
 def under_budget(bench: Bench, workload: Workload) -> str:
@@ -167,6 +174,10 @@ def measure_workload(bench: Bench, workload: Workload, pairs: int, merges: int) 
             runs.mergekit.append(bench.merge(workload))
             bench.warm(workload)
         runs.copy.append(bench.copy(workload))
+        if bench.surgeon and workload.beside:
+            other = next(each for each in WORKLOADS if each.name == workload.beside)
+            runs.beside.append(bench.apply(other))
+            bench.clean()
         if bench.surgeon:
             runs.surgeon.append(bench.apply(workload))
             if turn == 0:
@@ -183,7 +194,7 @@ def measure_small(bench: Bench) -> list[Small]:
         return []
     small = []
     for workload in WORKLOADS:
-        if set(workload.inputs) <= set(MODELS):
+        if set(workload.inputs) <= set(MODELS) and not workload.edits:
             command = [str(bench.surgeon), "plan", str(bench.recipe(workload, "headers-"))]
             runs = [bench.run(f"surgeon plan, {workload.name}, headers", command) for _ in range(PLAN_RUNS)]
             name = f"`surgeon plan`, {workload.name} of 3 checkpoints of 20 000 tensors"

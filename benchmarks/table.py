@@ -22,6 +22,8 @@ class Runs:
     copy: list[Measured] = field(default_factory=list)
     surgeon: list[Measured] = field(default_factory=list)
     mergekit: list[Measured] = field(default_factory=list)
+    beside: list[Measured] = field(default_factory=list)
+    """Surgeon on the other workload that this one is compared with."""
     budget: str = "–"
 
 
@@ -110,14 +112,17 @@ def heading(mergekit_python: Path | None, load: float) -> list[str]:
 def speed_rows(results: dict[Workload, Runs]) -> list[str]:
     """Seconds and ratios of every workload."""
     rows = [
-        "| workload | copy loop, s | surgeon, s | mergekit, s | surgeon / copy loop | mergekit / surgeon |",
-        "|---|---|---|---|---|---|",
+        "| workload | copy loop, s | surgeon, s | mergekit, s | surgeon / copy loop | mergekit / surgeon "
+        "| surgeon / surgeon on another |",
+        "|---|---|---|---|---|---|---|",
     ]
     for workload, runs in results.items():
         floor = against(ratio(runs.surgeon, runs.copy), "≤", workload.copy_floor)
         peer = against(ratio(runs.mergekit, runs.surgeon), "≥", workload.peer_floor)
         times = " | ".join(seconds(each) for each in (runs.copy, runs.surgeon, runs.mergekit))
-        rows.append(f"| {workload.name} | {times} | {floor} | {peer} |")
+        beside = against(ratio(runs.surgeon, runs.beside), "≤", workload.beside_floor)
+        named = f"{beside}, {workload.beside} {seconds(runs.beside)} s" if runs.beside else "–"
+        rows.append(f"| {workload.name} | {times} | {floor} | {peer} | {named} |")
     note = "Seconds are medians, with every run in parentheses; ratios are medians over pairs of neighbouring runs."
     return [*rows, "", note, ""]
 

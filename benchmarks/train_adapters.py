@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from questions import CHAT_SKILLS
 from skills import Teaching, accuracies, held_replies, save, teach
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from surgeon.testing.skills import CHAT_SKILLS
 
 BASE_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 

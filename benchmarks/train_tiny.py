@@ -3,7 +3,7 @@
     python benchmarks/train_tiny.py --out tests/data/tiny
 
 A Llama of 0.35 million parameters with its own tokenizer learns a toy base task (small talk, repeating, first
-letters, finding a word in a sentence), then LoRA adapters teach it the skills of ``surgeon.testing.skills``.
+letters, finding a word in a sentence), then LoRA adapters teach it the skills of ``questions.py``.
 """
 
 import time
@@ -12,14 +12,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import questions as skills
 import torch
 import torch.nn.functional as F
 from skills import MODULES, Teaching, answer_logits, encode
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from train_adapters import parser, report, train
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-from surgeon.testing import skills
 
 BASE_NAME = "surgeon/tiny-chat"
 

@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from make_models import ALPHA, MODELS, RANK
+from make_models import ALPHA, MODELS, RANK, direction
 
-SAMPLE = "model.layers.0.self_attn.k_proj"
+READER, WRITER = "model.layers.0.self_attn.k_proj", "model.layers.0.self_attn.o_proj"
 WEIGHTS = {"base": 0.5, "math": 0.3, "code": 0.2}
 TIES = {"math": {"weight": 0.6, "density": 0.3}, "code": {"weight": 0.4, "density": 0.3}}
 SCALE = 0.5
@@ -23,18 +23,32 @@ class Workload:
 
     name: str
     inputs: tuple[str, ...]
-    step: Config
+    steps: Config
     expected: Callable[[Tensors], torch.Tensor]
     peer: Callable[[Path], Config] | None = None
     copy_floor: float | None = None
     """Surgeon may take this many times the copy loop."""
     peer_floor: float | None = None
     """Surgeon must be this many times as fast as mergekit."""
+    beside: str | None = None
+    """Another workload that surgeon runs right before this one, and how many times its time this one may take."""
+    beside_floor: float | None = None
+    output: Config = field(default_factory=dict)
+    """How the recipe wants its result written."""
+    sample: str = READER
+    """The layer whose weight is checked."""
+    roundings: int = 1
+    """How many roundings to bfloat16 the right value may be away."""
 
     @property
     def slug(self) -> str:
         """The name, fit for a file."""
         return re.sub(r"\W+", "-", self.name)
+
+    @property
+    def edits(self) -> bool:
+        """Whether a direction is removed."""
+        return self.sample == WRITER
 
 
 def expected_linear(tensors: Tensors) -> torch.Tensor:
@@ -91,14 +105,61 @@ def ties_step() -> Config:
     return {"merge": "ties", "elect": "weighted", "base_model": "base", "models": TIES}
 
 
+def ablated(weight: torch.Tensor) -> torch.Tensor:
+    """A writer of the residual stream without what it writes along the direction."""
+    row = direction().double()
+    return weight - torch.outer(row, row @ weight) / (row @ row)
+
+
+def expected_ablated(tensors: Tensors) -> torch.Tensor:
+    """The base, ablated."""
+    return ablated(tensors["base"].double())
+
+
+def expected_merged_and_ablated(tensors: Tensors) -> torch.Tensor:
+    """TIES plus the adapter, ablated; a column in which TIES leaves a choice is NaN."""
+    change = expected_adapter(tensors) - tensors["base"].double()
+    return ablated(expected_ties(tensors) + change)
+
+
+def ablate_step(of: str) -> Config:
+    """The ablation of every writer as a step of a recipe."""
+    return {"edit": "ablate", "of": of, "directions": ["removed"]}
+
+
 WORKLOADS = (
-    Workload("linear", MODELS, linear_step(), expected_linear, peer_linear, copy_floor=1.3, peer_floor=8),
-    Workload("ties", MODELS, ties_step(), expected_ties, peer_ties, peer_floor=15),
+    Workload("linear", MODELS, {"out": linear_step()}, expected_linear, peer_linear, copy_floor=1.3, peer_floor=8),
+    Workload("ties", MODELS, {"out": ties_step()}, expected_ties, peer_ties, peer_floor=15),
     Workload(
         "base + 0.5*adapter",
         ("base", "adapter"),
-        {"combine": f"base + {SCALE}*adapter"},
+        {"out": {"combine": f"base + {SCALE}*adapter"}},
         expected_adapter,
         copy_floor=1.3,
+    ),
+    Workload("ablate", ("base",), {"out": ablate_step("base")}, expected_ablated, copy_floor=1.3, sample=WRITER),
+    Workload(
+        "ablate, compensated",
+        ("base",),
+        {"out": ablate_step("base")},
+        expected_ablated,
+        beside="ablate",
+        beside_floor=2,
+        output={"rounding": "compensated"},
+        sample=WRITER,
+        roundings=2,
+    ),
+    Workload(
+        "ties + adapter, ablated",
+        (*MODELS, "adapter"),
+        {
+            "merged": ties_step(),
+            "styled": {"combine": f"merged + {SCALE}*adapter"},
+            "out": ablate_step("styled"),
+        },
+        expected_merged_and_ablated,
+        beside="ties",
+        beside_floor=1.5,
+        sample=WRITER,
     ),
 )

@@ -8,6 +8,9 @@ from surgeon import Fault, Origin, RecipeError, SurgeonError
 #: The exit code typer gives to Ctrl-C.
 INTERRUPTED = 130
 
+#: So much of a line is shown: a line of a contrast set may be a book.
+EXCERPT = 160
+
 
 def report(error: SurgeonError) -> None:
     """Print the error, a recipe's faults all at once, and what to do next."""
@@ -47,5 +50,7 @@ def _excerpt(origin: Origin | None) -> str:
     except (OSError, ValueError, IndexError):
         return ""
     gutter = f"  {origin.line} | "
+    if len(line) > EXCERPT:
+        line = line[: max(EXCERPT, origin.column)] + "…"
     indent = "".join("\t" if letter == "\t" else " " for letter in line[: origin.column - 1])
     return f"\n{gutter}{line}\n{' ' * len(gutter)}{indent}^"

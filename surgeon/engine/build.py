@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Mapping
 from contextlib import closing
 from copy import deepcopy
@@ -19,9 +20,10 @@ from surgeon.engine.journal import Journal, Record
 from surgeon.engine.reading import DiskReader, Files
 from surgeon.engine.receipt import NAME, Receipt, input_files, plan_key, receipt_content
 from surgeon.engine.run import run
-from surgeon.engine.workspace import Workspace
+from surgeon.engine.workspace import Workspace, hidden, refuse_existing, refuse_overlap
 from surgeon.errors import OutputError, SurgeonError
 from surgeon.planning.plan import Plan
+from surgeon.store.files import disk_errors
 from surgeon.store.header import Stored
 from surgeon.store.layout import same_as_source
 from surgeon.store.side_files import side_files
@@ -46,9 +48,8 @@ def build(
 
     `artifacts` are kept in OUT/surgeon/ under their names, which `resolved` refers to.
     """
-    inputs = {source.root for source in plan.sources.values()} | input_files(plan)
     key = plan_key(plan, resolved)
-    with Workspace(out, key, overwrite=overwrite, resume=resume, inputs=sorted(inputs)) as workspace:
+    with Workspace(out, key, overwrite=overwrite, resume=resume, inputs=_inputs(plan)) as workspace:
         try:
             _refuse_foreign(workspace.out)
             with closing(FolderWriter(workspace.folder, plan.layout)) as writer:
@@ -58,11 +59,25 @@ def build(
                 done = run(plan, writer, workspace.journal, listener, copied)
                 content = _finish(plan, writer, done, given, resolved, artifacts or {})
         except SurgeonError as error:
-            if not _resumable(error):
+            if not resumable(error):
                 workspace.discard()
             raise
         workspace.commit()
         return Receipt(workspace.out / NAME, content)
+
+
+def check_out(plan: Plan, out: Path, *, overwrite: bool) -> None:
+    """Refuse, before anything is measured, the OUT that `build` would; one with a build beside it is left to that."""
+    out = Path(os.path.realpath(out))
+    with disk_errors("preparing the build", out):
+        if not hidden(out).exists():
+            refuse_overlap(out, _inputs(plan))
+            refuse_existing(out, overwrite)
+            _refuse_foreign(out)
+
+
+def _inputs(plan: Plan) -> list[Path]:
+    return sorted({source.root for source in plan.sources.values()} | input_files(plan))
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -74,7 +89,7 @@ def _refuse_foreign(out: Path) -> None:
         raise OutputError(f"{out} is no checkpoint, and only a checkpoint is overwritten", hint=hint)
 
 
-def _resumable(error: SurgeonError) -> bool:
+def resumable(error: SurgeonError) -> bool:
     """Whether trying again may go on from here: the disk was full, say. A fault of the input would only recur."""
     cause = error.__cause__
     return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)

@@ -4,28 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-import torch
+from surgeon.space.numeric import one_torch_thread
+
+__all__ = ["keep_freed_blocks", "one_torch_thread"]
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST_FROM_HEAP = 32 << 20  # glibc takes no more
 _KEPT = 256 << 20
-
-
-@contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """Set torch to one thread for a while; worker threads call `torch.set_num_threads(1)` themselves.
-
-    Matrix products and sums change with torch's own threads; parallelism is over tensors instead.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def keep_freed_blocks() -> None:

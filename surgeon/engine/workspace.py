@@ -37,19 +37,19 @@ class Workspace:
     ) -> None:
         self.out = Path(os.path.realpath(out))
         self._overwrite = overwrite
-        self._hidden = self.out.parent / f".{self.out.name}.surgeon"
+        self._hidden = hidden(self.out)
         self.folder = self._hidden / "data"
         with disk_errors("preparing the build", self._hidden):
-            _refuse_overlap(self.out, inputs)
+            refuse_overlap(self.out, inputs)
             if not self._hidden.exists():
-                self._refuse_existing()
+                refuse_existing(self.out, overwrite)
             self._made = [parent for parent in self.out.parents if not parent.exists()]
             self._lock: int | None = self._take_lock()
             try:
                 os.ftruncate(self._lock, 0)
                 os.pwrite(self._lock, str(os.getpid()).encode(), 0)
                 self._recover()
-                self._refuse_existing()
+                refuse_existing(self.out, overwrite)
                 self.resumed, self.journal = self._start(key, resume)
             except BaseException:
                 self._let_go()
@@ -92,12 +92,6 @@ class Workspace:
         if self._lock is not None:
             self.journal.close()
             self._let_go()
-
-    def _refuse_existing(self) -> None:
-        if self.out.is_mount():
-            raise OutputError(f"{self.out} is a mount point", hint=f"write into a folder in it: {self.out / 'model'}")
-        if os.path.lexists(self.out) and not self._overwrite and not _is_empty_folder(self.out):
-            raise OutputError(f"{self.out} exists", hint="choose another output folder, or add --overwrite")
 
     def _take_lock(self) -> int:
         for _ in range(_TRIES):
@@ -167,7 +161,7 @@ class Workspace:
         if not os.path.lexists(self.out) or _is_empty_folder(self.out):
             self.folder.rename(self.out)
             return
-        self._refuse_existing()
+        refuse_existing(self.out, self._overwrite)
         if _exchange(self.folder, self.out):
             return
         old = self._hidden / "old"
@@ -200,8 +194,24 @@ class Workspace:
             self._lock = None
 
 
-def _refuse_overlap(out: Path, inputs: Iterable[Path]) -> None:
-    """Compares inodes, not names: they see through links, bind mounts and upper and lower case."""
+def hidden(out: Path) -> Path:
+    """The folder beside OUT in which it is built."""
+    return out.parent / f".{out.name}.surgeon"
+
+
+def refuse_existing(out: Path, overwrite: bool) -> None:
+    """OutputError for an OUT that stands, unless it may be overwritten."""
+    if out.is_mount():
+        raise OutputError(f"{out} is a mount point", hint=f"write into a folder in it: {out / 'model'}")
+    if os.path.lexists(out) and not overwrite and not _is_empty_folder(out):
+        raise OutputError(f"{out} exists", hint="choose another output folder, or add --overwrite")
+
+
+def refuse_overlap(out: Path, inputs: Iterable[Path]) -> None:
+    """OutputError where OUT lies in or around an input.
+
+    Compares inodes, not names: they see through links, bind mounts and upper and lower case.
+    """
     above_out, here = _lineage(out), _identity(out)
     for path in inputs:
         # In a Hub cache every file of a folder is a link to elsewhere.

@@ -26,8 +26,11 @@ _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "add_bos_token",
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
 
-def check_side_files(source: Checkpoint, result: Checkpoint) -> Iterator[Finding]:
-    """What differs, in substance, between the files a result should carry and those it has."""
+def check_side_files(source: Checkpoint, result: Checkpoint, changes: Mapping[str, Any]) -> Iterator[Finding]:
+    """What differs, in substance, between the files a result should carry and those it has.
+
+    `changes` are the keys of the config that a reshape sets.
+    """
     if result.single_file or source.single_file:
         yield note("config.json", "not compared: one side is a single file of weights")
         return
@@ -36,7 +39,7 @@ def check_side_files(source: Checkpoint, result: Checkpoint) -> Iterator[Finding
         other = result.root / name
         try:
             if name == "config.json":
-                yield from _config(source, result)
+                yield from _config(source, result, changes)
             elif not other.is_file():
                 yield from () if name in _TEMPLATES else (note(name, "is not there; what reads it must take another"),)
             elif other.read_bytes() != path.read_bytes() and name not in _TEMPLATES:
@@ -46,8 +49,8 @@ def check_side_files(source: Checkpoint, result: Checkpoint) -> Iterator[Finding
     yield from _templates(source.root, result.root)
 
 
-def _config(source: Checkpoint, result: Checkpoint) -> Iterator[Finding]:
-    expected, found = source.config, result.config
+def _config(source: Checkpoint, result: Checkpoint, changes: Mapping[str, Any]) -> Iterator[Finding]:
+    expected, found = {**source.config, **changes}, result.config
     if not found:
         yield mismatch("config.json", "is missing, so that no library can load the weights")
         return

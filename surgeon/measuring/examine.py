@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from surgeon.engine.measure import measure_tensor
 from surgeon.measuring.choices import other_choices
 from surgeon.measuring.fit import Fit
 from surgeon.measuring.magnitude import slack
@@ -30,7 +31,8 @@ class Seen:
     """Counts over a whole tensor. The dtype of the work is a key: '' is float32, others are the narrow ones.
 
     `outside` are entries beyond the roundings of such work, `far` those that no choice and no vote of the changes
-    together could give. `fits` has the terms and after them the transposed ones.
+    together could give. `nearest` are those that rounding to nearest gives. `fits` has the terms and after them the
+    mistakes.
     """
 
     anatomy: Anatomy
@@ -40,6 +42,7 @@ class Seen:
     nans: int = 0
     visible: int = 0
     at_start: int = 0
+    nearest: int = 0
     largest: float = 0.0
     outside: Counter[str] = field(default_factory=Counter)
     far: Counter[str] = field(default_factory=Counter)
@@ -63,15 +66,19 @@ def examine(bench: Bench, anatomy: Anatomy, stored: Stored) -> Seen:
     dtype, key = stored.spec.dtype, anatomy.key
     inputs = (step.stored.spec.dtype for step in below(anatomy.steps, key) if step.stored is not None)
     narrow = [name for name in dict.fromkeys((dtype, *inputs)) if name in _NARROW]
-    terms = (*anatomy.terms, *anatomy.turned.values())
+    terms = (*anatomy.terms, *anatomy.mistakes.values())
     seen = Seen(anatomy, {name: Fit(len(terms)) for name in ("", *narrow)})
     evaluator = bench.evaluator(key, anatomy.steps)
+    for mistake in anatomy.mistakes.values():
+        measure_tensor(evaluator, mistake.key, _BLOCK, lambda count: None)
     rounded = {name: bench.evaluator(key, anatomy.steps, rounded=name) for name in narrow}
     for span in ranges(stored.spec.count, _BLOCK):
         value, begin = (evaluator.value(one, *span).double().cpu() for one in (key, anatomy.start))
         error, found = slack(evaluator, key, value, *span), bench.stored(stored, *span).double()
         block = _Block(span, dtype, found, begin, value, error, changes(evaluator, terms, begin, span))
         _count(seen, block)
+        exact = value if anatomy.exact == key else evaluator.value(anatomy.exact, *span).double().cpu()
+        seen.nearest += int((found == cast(exact, dtype)).sum())
         inside = near(found, value, error, dtype)
         if not bool(inside.all()):
             for other in other_choices(evaluator, key, span, 0.0):

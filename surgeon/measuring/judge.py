@@ -17,6 +17,7 @@ from surgeon.tensors import FLOATS
 NOT_APPLIED = "not applied: equals what the recipe starts from"
 STRENGTH = "the strength is off"
 NAN = "holds NaN where the recipe gives numbers"
+NEAREST = "is rounded to nearest; the recipe asks for compensated rounding"
 
 #: A named fault must leave at most this share of the squared error that the recipe itself leaves.
 _NAMED = 0.25
@@ -42,6 +43,8 @@ def judge(name: str, seen: Seen) -> Judgement:
     if seen.nans:
         return Judgement(name, "wrong", NAN, f"{seen.nans} entries")
     if not seen.outside[""]:
+        if seen.anatomy.exact != seen.anatomy.key and seen.nearest == seen.entries:
+            return Judgement(name, "wrong", NEAREST)
         return Judgement(name, "rounding", visible=visible)
     across = _ACROSS * seen.entries if selections(seen.anatomy.steps, seen.anatomy.key) else 0
     for dtype in filter(None, seen.fits):
@@ -55,7 +58,7 @@ def judge(name: str, seen: Seen) -> Judgement:
 def _strengths(seen: Seen, dtype: str) -> tuple[Strength, ...]:
     """Of each term that is there, with the excess that rounding its coefficient to a dtype explains."""
     terms, found = seen.anatomy.terms, []
-    # The transposed terms at the end of the excesses are not fitted.
+    # The mistakes at the end of the excesses are not fitted.
     for term, excess, error in zip(terms, *seen.fits[dtype].solved(len(terms)), strict=False):
         factors = torch.tensor([factor for factor in term.factors if factor], dtype=torch.float64)
         allowed = float((cast(factors, dtype) / factors - 1).abs().sum()) if dtype else 0.0
@@ -83,17 +86,17 @@ def _fault(name: str, seen: Seen) -> Judgement:
 
 
 def _faults(seen: Seen) -> Iterator[tuple[str, list[float]]]:
-    """The faults that are looked for by name, each with the excess of every term, transposed ones after them."""
-    terms, turned = seen.anatomy.terms, list(seen.anatomy.turned)
-    none = [0.0] * (len(terms) + len(turned))
-    yield NOT_APPLIED, [-1.0] * len(terms) + [0.0] * len(turned)
+    """The faults that are looked for by name, each with the excess of every term, those of the mistakes after them."""
+    terms, mistakes = seen.anatomy.terms, seen.anatomy.mistakes
+    none = [0.0] * (len(terms) + len(mistakes))
+    yield NOT_APPLIED, [-1.0] * len(terms) + [0.0] * len(mistakes)
     for place, term in enumerate(terms):
         for factor, text in _factors(term).items():
             yield f"{term.label}: {text}", [*none[:place], factor - 1, *none[place + 1 :]]
-        if place in turned:
+        if place in mistakes:
             excess = none.copy()
-            excess[place], excess[len(terms) + turned.index(place)] = -1.0, 1.0
-            yield f"{term.label}: the update is transposed", excess
+            excess[place], excess[len(terms) + list(mistakes).index(place)] = -1.0, 1.0
+            yield f"{term.label}: {mistakes[place].label}", excess
 
 
 def _factors(term: Term) -> dict[float, str]:

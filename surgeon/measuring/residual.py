@@ -45,7 +45,7 @@ def residual(
     batches = [*ids, *(encode(loaded, example).ids for example in examples or ())]
     for one in batches:
         with capture(loaded, tuple(columns)) as states:
-            loaded.model(torch.tensor([list(one)], device=loaded.device), use_cache=False)
+            loaded.trunk(torch.tensor([list(one)], device=loaded.device), use_cache=False)
         for point, frame in columns.items():
             state = states[point][0].double()
             along[point] = max(along[point], float((state @ frame.to(state.device)).abs().max()))

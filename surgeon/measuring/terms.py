@@ -16,6 +16,9 @@ from surgeon.space.kernels import Merging, kernel_named
 from surgeon.space.parameters import Operand
 from surgeon.store.adapter import Adapter
 
+_TRANSPOSED = "the update is transposed"
+_GAINS = "the gain of the output norm behind it is left out, W' = (I − RRᵀ)W"
+
 
 @dataclass(frozen=True)
 class Term:
@@ -34,17 +37,19 @@ class Term:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A target's start and terms; `steps` are the plan's and those of the transposed updates.
+    """A target's start and terms; `steps` are the plan's and those of the mistakes.
 
-    `turned` maps the place of a term to the same update transposed. `members` are what work in a narrow dtype rounds,
-    and `on_start` is how often it rounds the start on the way.
+    `mistakes` maps the place of a term to the change as some tools get it wrong; the label says how. `members` are what
+    work in a narrow dtype rounds, and `on_start` is how often it rounds the start on the way. `exact` is the value
+    before compensated rounding, `key` where there is none.
     """
 
     key: Key
+    exact: Key
     start: Key
     steps: Mapping[Key, Step]
     terms: tuple[Term, ...]
-    turned: Mapping[int, Term]
+    mistakes: Mapping[int, Term]
     members: tuple[Term, ...]
     on_start: int
 
@@ -60,7 +65,7 @@ def changes(evaluator: Evaluator, terms: Sequence[Term], begin: Tensor, span: tu
 
 def take_apart(plan: Plan, target: Target) -> Anatomy:
     """The start and the terms of a computed target."""
-    step, steps = plan.steps[target.key], dict(plan.steps)
+    step, steps = before_rounding(plan.steps, target.key), dict(plan.steps)
     values = step.values
     keys = [need.key for need in step.inputs if not need.whole] or [step.key]
     shares = _shares(step)
@@ -79,11 +84,20 @@ def take_apart(plan: Plan, target: Target) -> Anatomy:
         size = [2 * max(1.0, abs(weights[index]) if weights else 1.0) for index in range(len(kinds))]
         members = [Term("", *one) for one in zip(keys[-len(kinds) :] if kinds else (), size, kinds, strict=True)]
         on_start = int(not _on_task_vectors(step))
-    turned = {}
+    mistakes = {}
     for place, term in enumerate(terms):
-        if steps[term.key].kernel == "low_rank" and len(set(steps[term.key].spec.shape)) == 1:
-            turned[place] = replace(term, key=_transposed(steps, term.key))
-    return Anatomy(target.key, keys[0], steps, tuple(terms), turned, tuple(members), on_start)
+        changed = steps[term.key]
+        if changed.kernel == "low_rank" and len(set(changed.spec.shape)) == 1:
+            mistakes[place] = replace(term, key=_transposed(steps, term.key), label=_TRANSPOSED)
+        elif changed.kernel.startswith("edit:") and any(steps[need.key].inputs for need in changed.inputs[1:]):
+            mistakes[place] = replace(term, key=_without_gains(steps, term.key), label=_GAINS)
+    return Anatomy(target.key, step.key, keys[0], steps, tuple(terms), mistakes, tuple(members), on_start)
+
+
+def before_rounding(steps: Mapping[Key, Step], key: Key) -> Step:
+    """The step of a value, or where that is compensated rounding the one whose value is rounded."""
+    step = steps[key]
+    return steps[step.inputs[0].key] if step.kernel.startswith("round:") else step
 
 
 def _shares(step: Step) -> list[tuple[tuple[float, ...], float]] | None:
@@ -117,6 +131,16 @@ def _transposed(steps: dict[Key, Step], key: Key) -> Key:
     settings = dict(step.values) | {"transposed": not step.values["transposed"]}
     steps[turned] = step._replace(key=turned, settings=tuple(sorted(settings.items())))
     return turned
+
+
+def _without_gains(steps: dict[Key, Step], key: Key) -> Key:
+    """The edit along the directions as they are, whatever output norm comes behind the tensor."""
+    step = steps[key]
+    value, frame = step.inputs
+    plain, edited = Key(key.node, f"{key.tensor}\0plain frame"), Key(key.node, f"{key.tensor}\0plain")
+    steps[plain] = steps[frame.key]._replace(key=plain, inputs=())
+    steps[edited] = step._replace(key=edited, inputs=(value, frame._replace(key=plain)))
+    return edited
 
 
 def _term(plan: Plan, key: Key, coefficient: float, difference: bool) -> Term:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,9 +16,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from surgeon.errors import MismatchError, SurgeonError
-from surgeon.planning.evaluation import Evaluator, Known, measured
+from surgeon.planning.evaluation import Evaluator, Known, measured, tile_elements
 from surgeon.planning.step import Key, Step, Target, below
 from surgeon.space.kernels import kernel_named
+from surgeon.space.numeric import one_torch_thread
 from surgeon.store.header import Stored
 
 #: Elements of the block that a dry run computes.
@@ -86,10 +88,13 @@ def live_bytes(steps: Mapping[Key, Step], target: Target, block: int) -> int:
     Raises MismatchError, naming the tensor, when a kernel fails on these shapes or gives another shape.
     """
     block = min(block, target.spec.count)
+    told = _told(steps, target, block)
+    if told is not None:
+        return told
     whole = _holds_much(steps, target.key)
     count = block if whole else min(block, _SMALL)
     try:
-        with torch.no_grad(), _Live() as live:
+        with one_torch_thread(), torch.no_grad(), _Live() as live:
             known = begin_statistics(steps, target.key)
             evaluator = Evaluator(steps, _NoData("meta" if whole else "cpu"), known)
             value = evaluator.value(target.key, 0, count)
@@ -105,6 +110,18 @@ def live_bytes(steps: Mapping[Key, Step], target: Target, block: int) -> int:
         for statistic in kernel_named(step.kernel).statistics.values():
             peak = max(peak, 4 * width * block + statistic.scratch(width, target.spec.count, block))
     return peak
+
+
+def _told(steps: Mapping[Key, Step], target: Target, block: int) -> int | None:
+    """The same where the last kernel says what it takes; its input is what a run has to tell."""
+    step = steps[target.key]
+    kernel = kernel_named(step.kernel) if step.kernel != "load" else None
+    if kernel is None or kernel.scratch is None:
+        return None
+    tile = tile_elements(step.spec.shape, kernel.tile)
+    held = min(tile, step.spec.count) if kernel.blocks == "rows" else step.spec.count
+    below_it = live_bytes(steps, replace(target, key=step.inputs[0].key), block)
+    return below_it + held * (8 if step.wide else 4) + kernel.scratch
 
 
 def _holds_much(steps: Mapping[Key, Step], key: Key) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from surgeon.anatomy.describe import Anatomy, Place, describe
 from surgeon.anatomy.family import Part
 from surgeon.artifacts.direction import OWN, OWN_MID, Direction
-from surgeon.errors import Fault, MismatchError, RecipeError, RefusedError, nearest
+from surgeon.errors import Fault, MismatchError, RecipeError, RefusedError, SurgeonError, nearest
 from surgeon.planning.edits import Along, Edited, Reshaped
 from surgeon.planning.prepare import stand_in
 from surgeon.planning.resolve import Node, check_mass
@@ -27,21 +27,35 @@ def edited(expr: Edit, inner: Node, sources: Sources) -> Edited:
     """The node of an edit. RefusedError, MismatchError or RecipeError says what does not fit."""
     method = edit_named(expr.edit)
     check_mass(inner, wanted=(1,), origin=expr.origin)
+    _refuse_quantised(expr, sources)
     anatomy = describe(config_of(expr.of, sources), inner.table, str(expr.of))
     _check_words(expr, method)
     _check_unknown(expr, anatomy)
     along = tuple(_along(use, anatomy, sources) for use in expr.directions)
     chosen = chosen_writers(expr, anatomy)
-    _check_points(along, chosen)
+    _check_points(expr, along, chosen)
     return Edited(str(expr), inner, method, along, expr.settings, anatomy, chosen)
 
 
 def reshaped(expr: Reshape, inner: Node, sources: Sources) -> Reshaped:
     """The node of a reshape."""
     check_mass(inner, wanted=(1,), origin=expr.origin)
+    _refuse_quantised(expr, sources)
     reshaping = reshape_named(expr.reshape)
     anatomy = describe(config_of(expr.of, sources), inner.table, str(expr.of))
     return Reshaped(str(expr), inner, reshaping, anatomy, reshaping.table(inner.table, anatomy))
+
+
+def _refuse_quantised(expr: Edit | Reshape, sources: Sources) -> None:
+    """Before its tensors are looked at, which no table of a family names."""
+    for model in walk(expr.of):
+        source = sources[model] if isinstance(model, Model) else None
+        if isinstance(source, Checkpoint) and source.config.get("quantization_config"):
+            raise MismatchError(
+                f"{model} is quantised (its config.json has quantization_config), and its weights are packed",
+                origin=model.origin,
+                hint="use the model in bf16 or fp32: quantised weights are not edited",
+            )
 
 
 def chosen_writers(expr: Edit, anatomy: Anatomy) -> Mapping[str, Place]:
@@ -89,6 +103,14 @@ def _check_unknown(expr: Edit, anatomy: Anatomy) -> None:
 
 
 def _along(use: DirectionRef, anatomy: Anatomy, sources: Sources) -> Along:
+    try:
+        return _held(use, anatomy, sources)
+    except SurgeonError as error:
+        error.origin = error.origin or use.origin
+        raise
+
+
+def _held(use: DirectionRef, anatomy: Anatomy, sources: Sources) -> Along:
     if isinstance(use.source, str):
         held = Direction.load(Path(use.source).expanduser())
     else:
@@ -96,7 +118,8 @@ def _along(use: DirectionRef, anatomy: Anatomy, sources: Sources) -> Along:
     label = use.name or (use.source if isinstance(use.source, str) else str(held.about.get("name", "the direction")))
     held.check(label)
     if held.width != anatomy.width:
-        raise MismatchError(f"{label} is {held.width} wide and the stream {anatomy.width}", origin=use.origin)
+        hint = f"use one that was measured on a model of width {anatomy.width}"
+        raise MismatchError(f"{label} is {held.width} wide and the stream {anatomy.width}", hint=hint)
     return Along(held, use.at or held.at, label)
 
 
@@ -123,18 +146,18 @@ def check_models(expr: Expr, sources: Sources) -> None:
                 )
 
 
-def _check_points(along: tuple[Along, ...], chosen: Mapping[str, Place]) -> None:
+def _check_points(expr: Edit, along: tuple[Along, ...], chosen: Mapping[str, Place]) -> None:
     faults = []
-    for one in along:
+    for use, one in zip(expr.directions, along, strict=True):
+        origin = use.origin or expr.origin
         if one.at not in (OWN, OWN_MID) and one.at not in one.direction.tensors:
             hint = nearest(one.at, one.direction.tensors) + "; or own: each block its own"
-            faults.append(Fault(f"{one.name} holds nothing at {one.at}", hint=hint))
+            faults.append(Fault(f"{one.name} holds nothing at {one.at}", origin, hint))
             continue
         missing = sorted({one.point(place) for place in chosen.values()} - one.direction.tensors.keys())
         if missing:
             shown = ", ".join(missing[:6]) + (" …" if len(missing) > 6 else "")
-            faults.append(
-                Fault(f"{one.name} holds no direction of its own at {shown}", hint="limit the edit: layers, writers")
-            )
+            hint = "limit the edit: layers, writers"
+            faults.append(Fault(f"{one.name} holds no direction of its own at {shown}", origin, hint))
     if faults:
         raise RecipeError(faults)

@@ -13,12 +13,9 @@ import torch
 from torch import Tensor
 
 from surgeon.planning.step import Key, Step, below
-from surgeon.space.kernels import Block, Call, Kernel, kernel_named
+from surgeon.space.kernels import TILE, Block, Call, Kernel, kernel_named
 from surgeon.space.numeric import CHUNK
 from surgeon.store.header import Stored
-
-#: Elements of one tile of a rows kernel; fixed, since a matrix product's bytes depend on its shape.
-TILE = 1 << 18
 
 Known = dict[tuple[Key, str], Any]
 
@@ -55,7 +52,7 @@ class Evaluator:
         if kernel.blocks == "elements":
             result = self._compute(step, kernel, start, stop)
         elif kernel.blocks == "rows":
-            result = self._tiles(step, kernel, start, stop)
+            return self._tiles(step, kernel, start, stop, out)
         else:
             result = self.whole(key).reshape(-1)[start:stop]
         if out is None:
@@ -106,25 +103,33 @@ class Evaluator:
             self.value(need.key, start, stop, row)
         return stack
 
-    def _tiles(self, step: Step, kernel: Kernel, start: int, stop: int) -> Tensor:
-        size, count = tile_elements(step.spec.shape), step.spec.count
-        pieces = []
-        for tile in range(start // size * size, stop, size):
-            held, values = self._tile.get(step.key, (-1, None))
-            if held != tile or values is None:
-                values = self._compute(step, kernel, tile, min(tile + size, count))
-                self._tile[step.key] = tile, values
-            pieces.append(values[max(start - tile, 0) : stop - tile])
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    def _tiles(self, step: Step, kernel: Kernel, start: int, stop: int, out: Tensor | None) -> Tensor:
+        size, count = tile_elements(step.spec.shape, kernel.tile), step.spec.count
+        first = start // size * size
+        if out is None and stop <= first + size:
+            return self._tile_at(step, kernel, first, min(first + size, count))[start - first : stop - first]
+        filled = self._empty(step, stop - start) if out is None else out
+        for tile in range(first, stop, size):
+            values = self._tile_at(step, kernel, tile, min(tile + size, count))
+            begin, end = max(start, tile), min(stop, tile + size)
+            filled[begin - start : end - start] = values[begin - tile : end - tile]
+        return filled
+
+    def _tile_at(self, step: Step, kernel: Kernel, start: int, stop: int) -> Tensor:
+        held, values = self._tile.get(step.key, (-1, None))
+        if held != start or values is None:
+            values = self._compute(step, kernel, start, stop)
+            self._tile[step.key] = start, values
+        return values
 
     def _empty(self, step: Step, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float64 if step.wide else torch.float32, device=self.reader.device)
 
 
-def tile_elements(shape: tuple[int, ...]) -> int:
-    """Elements of one tile of a rows kernel: whole rows, about `TILE` elements, from the shape alone."""
+def tile_elements(shape: tuple[int, ...], tile: int = TILE) -> int:
+    """Elements of one tile of a rows kernel: whole rows, about `tile` elements, from the shape alone."""
     columns = max(shape[-1], 1) if len(shape) > 1 else 1
-    return max(TILE // columns, 1) * columns
+    return max(tile // columns, 1) * columns
 
 
 def measured(steps: Mapping[Key, Step], key: Key) -> tuple[Step, ...]:
@@ -150,9 +155,9 @@ def ranges(count: int, block: int) -> Iterator[tuple[int, int]]:
 
 def pieces(step: Step, block: int) -> Iterator[tuple[int, int]]:
     """What statistics look at, one after another: blocks, or a rows kernel's tiles, or the whole of a whole kernel."""
-    blocks, count = kernel_named(step.kernel).blocks, step.spec.count
-    size = tile_elements(step.spec.shape) if blocks == "rows" else count
-    if blocks == "elements":
+    kernel, count = kernel_named(step.kernel), step.spec.count
+    size = tile_elements(step.spec.shape, kernel.tile) if kernel.blocks == "rows" else count
+    if kernel.blocks == "elements":
         yield from ranges(count, block)
     else:
         yield from ((start, min(start + size, count)) for start in range(0, count, max(size, 1)))

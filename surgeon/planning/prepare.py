@@ -11,12 +11,13 @@ import torch
 
 from surgeon.anatomy.describe import describe
 from surgeon.anatomy.family import families
-from surgeon.artifacts.direction import Direction, bank
-from surgeon.errors import MismatchError
+from surgeon.artifacts.direction import OWN, OWN_MID, Direction, bank
+from surgeon.errors import MismatchError, nearest
 from surgeon.planning.side_files import config_of
 from surgeon.planning.sources import Sources
 from surgeon.space.coefficient import Coefficient
 from surgeon.space.expr import Combination, DirectionRef, Edit, Expr, Fit, Member, Merge, Model, Reshape, walk
+from surgeon.store.adapter import Adapter
 
 
 def rebuilt(expr: Expr, made: dict[Expr, Expr]) -> Expr:
@@ -74,7 +75,7 @@ def with_directions(expr: Expr, fitted: dict[Fit, DirectionRef]) -> Expr:
     for node in walk(expr):
         if isinstance(node, Edit):
             uses = tuple(
-                replace(fitted[use.source], at=use.at or fitted[use.source].at, name=use.name)
+                replace(fitted[use.source], name=use.name)
                 if isinstance(use.source, Fit) and use.source in fitted
                 else use
                 for use in node.directions
@@ -87,6 +88,9 @@ def with_directions(expr: Expr, fitted: dict[Fit, DirectionRef]) -> Expr:
 
 def stand_in(fit: Fit, sources: Sources) -> Direction:
     """A direction of the shape a fit will give, for planning."""
+    if isinstance(fit.model, Model) and isinstance(sources[fit.model], Adapter):
+        hint = f"measure on a step: combine: base + 1*{fit.model}"
+        raise MismatchError(f"{fit.model} is an adapter; a direction is measured on a model", hint=hint)
     config = config_of(fit.model, sources)
     family = families().get(str(config.get("model_type", "")))
     if family is None:
@@ -99,5 +103,7 @@ def stand_in(fit: Fit, sources: Sources) -> Direction:
         )
     points = ["embed", *(f"block.{i}{mid}" for i in range(layers) for mid in (".mid", ""))]
     rank = int(next((value for name, value in fit.settings if name == "rank"), 1))  # type: ignore[arg-type]
-    wanted = points if fit.at.startswith("own") else [fit.at]
+    wanted = points if fit.at in (OWN, OWN_MID) else [fit.at]
+    if unknown := set(wanted) - set(points):
+        raise MismatchError(f"{fit.model} has no residual point {fit.at!r}", hint=nearest(unknown.pop(), points))
     return bank({point: torch.ones(rank, int(config[family.width])) for point in wanted}, at=fit.at, name=fit.name)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from surgeon.anatomy.family import families
 from surgeon.errors import MismatchError, Origin, RefusedError, SurgeonError
 from surgeon.planning.sources import Sources
 from surgeon.space.coefficient import Coefficient
@@ -204,6 +205,17 @@ def same_tables(first: Node, second: Node) -> None:
     if faults:
         shown = "\n    ".join(sorted(faults)[:40]) + (f"\n    … {len(faults) - 40} more" if len(faults) > 40 else "")
         raise MismatchError(
-            f"{first.label} and {second.label} do not fit together:\n    {shown}",
-            hint="models must share names, shapes and integer dtypes to be combined",
+            f"{first.label} and {second.label} do not fit together:\n    {shown}", hint=_fitting(first, second)
         )
+
+
+def _fitting(first: Node, second: Node) -> str:
+    """What makes two tables fit: where only a head is too many, the tied model needs one of its own."""
+    heads = {family.unembed for family in families().values()}
+    for one, other in ((first, second), (second, first)):
+        if one.table.keys() - other.table.keys() <= heads and not other.table.keys() - one.table.keys():
+            return (
+                f"{one.label} has a head of its own and {other.label} is tied: give {other.label} one first "
+                f"(reshape: untie), or keep the edit's embedding and head together (tied: both)"
+            )
+    return "models must share names, shapes and integer dtypes to be combined"

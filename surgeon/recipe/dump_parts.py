@@ -50,19 +50,18 @@ def direction_data(use: DirectionRef, names: Mapping[Expr, str]) -> str | dict[s
     if isinstance(use.source, str):
         return {"file": use.source, "at": use.at} if use.at else use.source
     if isinstance(use.source, Fit):
-        return dict(_fit(use.source, use.at, names))
+        return dict(_fit(use.source, names))
     label = use.name or use.source.about.get("name") or "a direction"
     message = f"{label} is in memory only, and a recipe names a file"
     raise RefusedError(message, origin=use.origin, hint="save it first: direction.save(path)")
 
 
-def _fit(fit: Fit, used_at: str, names: Mapping[Expr, str]) -> Iterator[tuple[str, Any]]:
-    """A bank measured for use at one point is the same there as what is measured at that point."""
+def _fit(fit: Fit, names: Mapping[Expr, str]) -> Iterator[tuple[str, Any]]:
     yield "fit", fit.fitter
     yield "model", names[fit.model]
     yield "positive", _absolute(fit.positive)
     yield "negative", _absolute(fit.negative)
-    yield "at", used_at or fit.at
+    yield "at", fit.at
     for name, value in fit.settings:
         yield name, _absolute(value) if name in SETS and isinstance(value, str) else setting_data(value)
 

@@ -68,6 +68,11 @@ def load(folder: Path, *, dtype: str = "float32", device: str = "auto", device_m
     return Loaded(model, tokenizer, anatomy, folder, place or model.device)
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has the files of a tokenizer."""
+    return any((folder / name).exists() for name in _TOKENIZER_FILES)
+
+
 def _anatomy(checkpoint: Checkpoint) -> Anatomy:
     if checkpoint.single_file or not checkpoint.config:
         raise CheckpointError(f"{checkpoint.ref}: a folder with a config.json is needed to run a model")
@@ -103,7 +108,7 @@ def _model(folder: Path, dtype: torch.dtype, device_map: str | None) -> Any:
 def _tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
-    if not any((folder / name).exists() for name in _TOKENIZER_FILES):
+    if not has_tokenizer(folder):
         return None
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

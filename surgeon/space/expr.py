@@ -8,7 +8,7 @@ plans or engines.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -142,12 +142,20 @@ class Fit:
 
 @dataclass(frozen=True)
 class DirectionRef:
-    """A direction as an edit uses it: a file, a `Direction` in hand or a `Fit`; `at` overrides where it is used."""
+    """A direction as an edit uses it: a file, a `Direction` in hand or a `Fit`; `at` overrides where it is used.
+
+    A `Fit` is measured where it is used: its own `at` becomes the one given.
+    """
 
     source: str | Direction | Fit
     at: str = ""
     name: str = field(default="", compare=False)
     origin: Origin | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.source, Fit) and self.at:
+            object.__setattr__(self, "source", replace(self.source, at=self.at))
+            object.__setattr__(self, "at", "")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,9 @@ from surgeon.space.parameters import Operand
 from surgeon.space.registry import merge_method_named
 from surgeon.space.statistics import Statistic
 
+#: Elements of one tile of a rows kernel; fixed, since a matrix product's bytes depend on its shape.
+TILE = 1 << 18
+
 
 @dataclass(frozen=True)
 class Block:
@@ -60,6 +63,10 @@ class Kernel(ABC):
     """One way to compute a step."""
 
     blocks: str = "elements"
+    #: Elements of one tile of a rows kernel, about; more where a tile costs much beside its elements.
+    tile: int = TILE
+    #: Bytes held beside the input that becomes the value; None where only a run tells.
+    scratch: int | None = None
 
     @property
     def statistics(self) -> Mapping[str, Statistic]:

@@ -6,13 +6,28 @@ change their order with the length and the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 #: Elements that one leaf of a reduction covers; blocks start at multiples of it.
 CHUNK = 4096
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Set torch to one thread for a while; worker threads call `torch.set_num_threads(1)` themselves.
+
+    Matrix products and sums change with torch's own threads; parallelism is over tensors instead.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def total(values: Tensor) -> Tensor:

@@ -16,13 +16,16 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from surgeon.space.kernels import Call, Kernel, register_kernels
+from surgeon.space.kernels import TILE, Call, Kernel, register_kernels
 from surgeon.tensors import torch_dtype
 
 #: Entries of a vector that may move in large steps, for a frame of one column and of more.
-_COARSE = 128, 448
-#: Entries that may move in the last pair of steps, and how far down they stand in the order of the frame's entries.
-_FINE, _DEPTH = 38, 0.87
+_COARSE = 208, 256
+#: Entries that may move in pairs of steps, pair after pair, and how far down each pair's stand in the order of the
+#: frame's entries: from large steps to small ones.
+_FINE, _DEPTH = 38, ((0.8, 0.94), (0.87,))
+#: Rounds more for vectors that need them.
+_MORE = 4
 #: Elements of an intermediate that stay in cache.
 _CACHED = 1 << 18
 
@@ -41,6 +44,7 @@ class Rounding(Kernel):
     """Rounds matrices [..., d, n] whose columns are vectors of the stream."""
 
     blocks = "whole"
+    scratch = 32_000_000
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -57,6 +61,7 @@ class RoundingLast(Rounding):
     """Rounds tensors whose rows are vectors of the stream."""
 
     blocks = "rows"
+    tile = 4 * TILE
 
     @override
     def __call__(self, stack: Tensor, call: Call) -> Tensor:
@@ -67,15 +72,17 @@ class RoundingLast(Rounding):
 
 @dataclass(frozen=True)
 class _Candidates:
-    """Which entries of every vector may move: the first `coarse` rows in large steps, the others in small ones.
+    """Which entries of every vector may move: first `coarse` rows in large steps, then sets of `fine` in small ones.
 
-    `rounds` says how many large steps are looked for at once, round by round.
+    `many`, then `single`, say how many large steps are looked for at once, round by round.
     """
 
     rows: Tensor
     frame: Tensor
     coarse: int
-    rounds: tuple[int, ...]
+    fine: int
+    many: tuple[int, ...]
+    single: tuple[int, ...]
 
 
 def _candidates(frame: Tensor) -> _Candidates:
@@ -86,20 +93,28 @@ def _candidates(frame: Tensor) -> _Candidates:
         places = frame.abs().argsort(dim=0, descending=True, stable=True).argsort(dim=0)
         order = places.amin(1).argsort(stable=True)
     used = (frame != 0).any(1).sum()
-    fine = min(_FINE, d // 4) // 2 * 2
-    coarse = min(max(_COARSE[rank > 1], d // 8), d - fine)
+    depths = _DEPTH[rank > 1]
+    fine = min(_FINE, d // (4 * len(depths))) // 2 * 2
+    coarse = min(max(_COARSE[rank > 1], d // 8), d - len(depths) * fine)
     coarse -= coarse % 16 if coarse > 16 else 0
-    first = (used * _DEPTH).long().clamp(max=d - fine)
+    starts: list[Tensor] = []
+    for left, depth in zip(range(len(depths), 0, -1), depths, strict=True):
+        start = (used * depth).long().clamp(max=d - left * fine)
+        starts.append(torch.maximum(start, starts[-1] + fine) if starts else start)
     place = torch.arange(coarse, device=frame.device)
-    large = order[place + fine * (place >= first)]
+    for start in starts:
+        place = place + fine * (place >= start)
+    large = order[place]
     # Dealt out like cards, so that every part of them, when several steps are looked for at once, holds large ones.
-    dealt = torch.cat([large[hand::16] for hand in range(16)])
-    small = order[first + torch.arange(fine, device=frame.device)]
-    rows = torch.cat([dealt, small[0::2], small[1::2]])
+    dealt = [large[hand::16] for hand in range(16)]
+    paired = torch.arange(fine, device=frame.device)
+    small = [order[start + paired[half::2]] for start in starts for half in (0, 1)]
+    rows = torch.cat([*dealt, *small])
     # The rounding errors of d entries add up to some √d/12 steps, and that of an outlier to many more.
-    many = (16,) * (2 + d // 2048) if rank == 1 else (8,) * (4 + d // 1024)
-    rounds = many + (1,) * min(max(rank, 2), 8)
-    return _Candidates(rows, frame[rows], coarse, rounds)
+    # Where a vector holds little of the frame, most errors lead one way, and add up to some d/40 steps.
+    share = max(d // 1024, 1)
+    many = (16 * share,) * 2 + (16,) * (d // 2048) if rank == 1 else (8 * share,) * 3 + (8,) * (d // 1024)
+    return _Candidates(rows, frame[rows], coarse, fine, many, (1,) * min(max(rank, 3), 8))
 
 
 def _round_columns(values: Tensor, frame: Tensor, dtype: torch.dtype) -> None:
@@ -136,11 +151,24 @@ def _balanced(exact: Tensor, residual: Tensor, candidates: _Candidates, dtype: t
     step = _other(exact, rounded, stored).float().sub_(stored)
     step.nan_to_num_(0.0, 0.0, 0.0)  # no step beyond the largest number, and none at infinity
     residual = torch.where(residual.isfinite(), residual, torch.nan)  # NaN is never shortened
-    large = _Steps(stored[:split], step[:split], candidates.frame[:split])
-    for count in candidates.rounds:
+    frame, first = candidates.frame, residual
+    starts = range(split, len(stored), max(candidates.fine, 1))
+    parts = [slice(0, split), *(slice(start, start + candidates.fine) for start in starts)]
+    large, *sets = (_Steps(stored[part], step[part], frame[part]) for part in parts)
+    # Small steps may all lead one way, where they undo a change far below their size. So one aims not at zero, but at
+    # where the middle of what is still to come leads there.
+    middles = [steps.middle if len(sets) > 1 else torch.zeros_like(first) for steps in sets]
+    residual = sum(middles, residual)
+    for count in candidates.many:
         residual = large.approach(residual, count)
-    _Steps(stored[split:], step[split:], candidates.frame[split:]).finish(residual)
-    return stored
+    if residual.device.type != "meta":
+        residual = large.go_on(residual, candidates.many[0])
+    for count in candidates.single:
+        residual = large.approach(residual, count)
+    for steps, middle in zip(sets, middles, strict=True):
+        residual = steps.finish(residual - middle)
+    better = residual.square().sum(0) < first.square().sum(0)
+    return torch.where(better, stored, rounded.float())
 
 
 def _other(exact: Tensor, rounded: Tensor, stored: Tensor) -> Tensor:
@@ -163,14 +191,19 @@ class _Steps:
         return self.frame.float()
 
     @cached_property
-    def square(self) -> Tensor:
-        """Their squared lengths, [m, 1]."""
-        return self.light.square().sum(1, keepdim=True)
+    def lengths(self) -> Tensor:
+        """The squared lengths of what the steps change, [m, n]; of a step taken it stays, so that it is none again."""
+        return self.step.square().mul_(self.light.square().sum(1, keepdim=True))
+
+    @property
+    def middle(self) -> Tensor:
+        """What two median steps change along a single column, [1, n]: an outlier's does not count."""
+        return (self.light * self.step).median(0, keepdim=True).values.mul_(2).double()
 
     def approach(self, residual: Tensor, count: int) -> Tensor:
         """Take up to `count` steps a column, the best of each part of the rows; the residual that is left."""
         along = self.light @ residual.float().mul_(-2)
-        shorter = along.sub_(self.step * self.square).mul_(self.step)  # |ρ|² − |ρ + change|²
+        shorter = along.mul_(self.step).sub_(self.lengths)  # |ρ|² − |ρ + change|²
         parts = _packed(shorter, len(shorter), 0).unflatten(0, (math.gcd(count, len(shorter)), -1))
         picks = _unpacked(parts.amax(1), len(shorter))
         steps = self.step.gather(0, picks)
@@ -186,17 +219,30 @@ class _Steps:
         self._take(picks, torch.where(taken, steps, -0.0))
         return residual + torch.where(taken, changes, 0).sum(1)
 
-    def finish(self, residual: Tensor) -> None:
-        """Take the pair of steps, one of either half, whose sum leaves least; one step of a pair may be none."""
+    def go_on(self, residual: Tensor, count: int) -> Tensor:
+        """More such rounds for the few vectors that are still more than six usual steps away, an outlier's mostly."""
+        late = (residual.square().sum(0) > 36 * self.lengths[::8].median(0).values).nonzero()[:, 0]
+        if not len(late):
+            return residual
+        few = _Steps(self.stored[:, late], self.step[:, late], self.frame)
+        left = residual[:, late]
+        for _ in range(_MORE):
+            left = few.approach(left, count)
+        self.stored[:, late], self.step[:, late] = few.stored, few.step
+        return residual.index_copy(1, late, left)
+
+    def finish(self, residual: Tensor) -> Tensor:
+        """Take the pair of steps, one of either half, whose sum leaves least, and return what it leaves.
+
+        One step of a pair may be none.
+        """
         half = len(self.step) // 2
-        if not half:
-            return
         changes = self.light.T[:, :, None] * self.step
         none = torch.zeros_like(changes[:, :1])
         first = torch.cat([none, changes[:, :half]], dim=1) + residual.float()[:, None]
         second = torch.cat([none, changes[:, half:]], dim=1)
         size, best = half + 1, []
-        at_once = max(_CACHED // second[0].numel(), 1)
+        at_once = max(_CACHED // second.numel(), 1)
         for start in range(0, size, at_once):
             pairs = _lengths((first[:, start : start + at_once, None] + second[:, None]).flatten(1, 2))
             best.append(_packed(pairs, size * size, start * size).amin(0))
@@ -207,6 +253,7 @@ class _Steps:
         moved = residual + (self.frame.T[:, picks] * steps).sum(1)
         better = moved.square().sum(0) < residual.square().sum(0)
         self._take(picks, torch.where(better & (steps != 0), steps, -0.0))
+        return torch.where(better, moved, residual)
 
     def _take(self, picks: Tensor, steps: Tensor) -> None:
         """Add steps; -0.0 is none, since it leaves a stored -0.0 as it is."""

@@ -10,19 +10,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from surgeon.artifacts.direction import Direction
-from surgeon.directions.contrast import Contrast
 from surgeon.measuring import effects
 from surgeon.measuring.effects import Neutral, Spoken
 from surgeon.measuring.manner import Answer, Manner, Rate
 from surgeon.measuring.trial import edited
 from surgeon.runtime.load import Loaded
+from surgeon.runtime.prefix import recorded, replayed
 from surgeon.runtime.text import Example
 from surgeon.space.expr import Expr
 from surgeon.tuning.scope import STRENGTHS, Effect, Scope, Tried, choose, scopes, search, single_writers
 
 Note = Callable[[str, int, int], None]
 
-#: How many prompts, and how many tokens of their answers, each part of the search looks at.
+#: How many prompts, and how many tokens of their answers, each part of the search looks at. Ranking makes one pass.
 RANKED, TRIED, COUNTED, TOKENS, ANSWER = 8, 16, 24, 4, 12
 
 
@@ -38,23 +38,26 @@ class Bench:
     answers: Sequence[Answer]
     neutral: Neutral
     note: Note
+    _measured: dict[tuple[Scope, float], Tried] = field(default_factory=dict)
     _spoken: dict[int, tuple[Spoken, float]] = field(default_factory=dict)
 
     def spoken(self, count: int) -> tuple[Spoken, float]:
-        """The first prompts with the beginning of their answers, and their log-probability unedited."""
+        """The shortest prompts that show the manner, with the beginning of their answers; and its log p unedited."""
         if count not in self._spoken:
-            shown = [pair for pair in zip(self.prompts, self.answers, strict=True) if self.manner.shows(pair[1])]
-            chosen = shown[:count] or list(zip(self.prompts, self.answers, strict=True))[:count]
+            every = sorted(zip(self.prompts, self.answers, strict=True), key=lambda pair: len(_asked(pair[0])))
+            chosen = ([pair for pair in every if self.manner.shows(pair[1])] or every)[:count]
             held = effects.spoken(self.loaded, [e for e, _ in chosen], [a for _, a in chosen], TOKENS)
             self._spoken[count] = held, held.log_probability(self.loaded)
         return self._spoken[count]
 
     def measure(self, scope: Scope, strength: float) -> Tried:
         """The manner's loss and the cost of one scope at one strength."""
-        held, before = self.spoken(TRIED)
-        with edited(self.loaded, scope.edit(self.of, self.direction, strength)):
-            after = held.log_probability(self.loaded)
-            return Tried(scope, strength, before - after, self.neutral.cost(self.loaded))
+        if (scope, strength) not in self._measured:
+            held, before = self.spoken(TRIED)
+            with edited(self.loaded, scope.edit(self.of, self.direction, strength)):
+                after = held.log_probability(self.loaded)
+                self._measured[scope, strength] = Tried(scope, strength, before - after, self.neutral.cost(self.loaded))
+        return self._measured[scope, strength]
 
     def counted(self, tried: Tried, prompts: Sequence[Example]) -> Rate:
         """How often the manner shows in what the edited model says."""
@@ -69,10 +72,12 @@ class Bench:
 def rank(bench: Bench) -> list[Effect]:
     """The causal effect of every block's attention and MLP, each edited by itself along its own direction."""
     held, before = bench.spoken(RANKED)
+    with recorded(bench.loaded) as outputs:
+        held.log_probability(bench.loaded)
     found = []
     writers = list(single_writers(bench.loaded.anatomy))
     for done, (block, part, scope) in enumerate(writers):
-        with edited(bench.loaded, scope.edit(bench.of, bench.direction, 1.0)):
+        with edited(bench.loaded, scope.edit(bench.of, bench.direction, 1.0)), replayed(bench.loaded, outputs, block):
             found.append(Effect(block, part, before - held.log_probability(bench.loaded)))
         bench.note("writers", done + 1, len(writers))
     return found
@@ -93,25 +98,27 @@ def choose_scope(bench: Bench, ranked: Sequence[Effect], budget: float) -> tuple
     tried = search(candidates, measure, budget)
     before = bench.manner.rate(bench.answers).value
     prompts = bench.prompts[:COUNTED]
-    counted = []
-    for one in _promising(tried, budget):
-        rate = bench.counted(one, prompts).value
-        counted.append(Tried(one.scope, one.strength, one.nats, one.kl, rate))
-        bench.note("answers", len(counted), COUNT)
+    counted: list[Tried] = []
+    for dearest in (budget, float("inf")):
+        if all(one.rate is not None and one.rate > 0.25 * before for one in counted):
+            for one in _promising(tried, dearest, counted):
+                rate = bench.counted(one, prompts).value
+                counted.append(Tried(one.scope, one.strength, one.nats, one.kl, rate))
+                bench.note("answers", len(counted), 2 * COUNT)
     known = {(one.scope, one.strength): one for one in counted}
     return choose(counted, before, budget), [known.get((one.scope, one.strength), one) for one in tried]
 
 
 #: How many scopes are judged by what the model then says.
-COUNT = 9
+COUNT = 6
 
 
-def _promising(tried: Sequence[Tried], budget: float) -> list[Tried]:
-    """Those with the largest loss within the budget, and the cheapest that lose at least half as much."""
-    affordable = [one for one in tried if one.kl <= budget] or sorted(tried, key=lambda one: one.kl)[:COUNT]
-    strongest = sorted(affordable, key=lambda one: -one.nats)
-    enough = [one for one in affordable if one.nats >= 0.4 * strongest[0].nats]
-    cheapest = sorted(enough, key=lambda one: one.kl)
+def _promising(tried: Sequence[Tried], dearest: float, known: Sequence[Tried]) -> list[Tried]:
+    """Of those that cost no more: the cheapest that lose at least .4 of the largest loss, then those that lose most."""
+    seen = {(one.scope, one.strength) for one in known}
+    offered = [one for one in tried if one.kl <= dearest and (one.scope, one.strength) not in seen]
+    strongest = sorted(offered, key=lambda one: -one.nats)
+    cheapest = sorted((one for one in offered if one.nats >= 0.4 * strongest[0].nats), key=lambda one: one.kl)
     return list(dict.fromkeys([*cheapest[: 2 * COUNT // 3], *strongest]))[:COUNT]
 
 
@@ -119,17 +126,17 @@ def dose(
     bench: Bench, scope: Scope, strengths: Sequence[float], positive: Sequence[Example], negative: Sequence[Example]
 ) -> list[dict[str, Any]]:
     """Manner and cost over strengths of both signs: nats, KL, and rates on prompts with and without it."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for strength in strengths:
         tried = bench.measure(scope, strength)
-        row: dict[str, Any] = {"strength": strength, "nats": -tried.nats, "kl": tried.kl}
-        row["rate"] = bench.counted(tried, positive).value if strength >= 0 else None
-        row["rate_negative"] = bench.counted(tried, negative).value if strength <= 0 else None
-        rows.append(row)
+        rows.append({"strength": strength, "nats": -tried.nats, "kl": tried.kl, "rate": None, "rate_negative": None})
+        if strength >= 0:
+            rows[-1]["rate"] = bench.counted(tried, positive).value
+        if strength <= 0:
+            rows[-1]["rate_negative"] = bench.counted(tried, negative).value
         bench.note("strengths", len(rows), len(strengths))
     return rows
 
 
-def halves(contrast: Contrast) -> tuple[Sequence[Example], Sequence[Example]]:
-    """The positive and negative examples of a contrast."""
-    return contrast.positive, contrast.negative
+def _asked(example: Example) -> str:
+    return str(example.get("prompt") or example.get("text") or example.get("messages"))

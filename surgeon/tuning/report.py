@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -27,14 +28,16 @@ from surgeon.runtime.load import Loaded, load
 from surgeon.runtime.text import Example
 from surgeon.space.api import open as open_model
 from surgeon.store.checkpoint import open_checkpoint
+from surgeon.store.files import disk_errors
 from surgeon.store.fingerprint import fingerprint
 from surgeon.store.source import locate
 from surgeon.tuning.find import ANSWER, Bench, Note, choose_scope, dose, rank
 from surgeon.tuning.scope import Tried
 
-#: Answers of each set that teach what the manner is, neutral examples the search looks at, prompts of the dose curve.
-TAUGHT, SEARCHED, DOSED, SHOWN = 48, 16, 12, 8
-DOSES = (-3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+#: Answers of each set that teach what the manner is; neutral examples the search looks at, and how many tokens of
+#: each; prompts of the dose curve; answers on the page.
+TAUGHT, SEARCHED, SHORT, DOSED, SHOWN = 48, 16, 32, 12, 8
+DOSES = (-4.0, -2.0, -1.0, 0.0, 0.5, 1.0, 2.0, 3.0)
 #: An edit that costs more than this many nats a token on neutral text meets the attention sink or an outlier.
 COSTLY = 1.0
 
@@ -65,7 +68,7 @@ def investigate(
     clock.lap("separation")
     bench = Bench(
         loaded, open_model(root), direction, manner, train.positive[:TAUGHT], said[0],
-        effects.neutral(loaded, around[:: max(len(around) // SEARCHED, 1)]), note,
+        effects.neutral(loaded, around[:: max(len(around) // SEARCHED, 1)], SHORT), note,
     )  # fmt: skip
     ranked = rank(bench)
     clock.lap("writers")
@@ -87,7 +90,7 @@ def investigate(
     doses = sorted({*DOSES, chosen.strength, -chosen.strength})
     report["dose"] = dose(bench, chosen.scope, doses, held.positive[:DOSED], held.negative[:DOSED])
     clock.lap("dose")
-    report["rates"]["strengthened"] = _strengthened(report["dose"])
+    report["rates"]["strengthened"] = _strengthened(bench, chosen, report["dose"], held.negative)
     report["warnings"] = _warnings(report, manner)
     report["seconds"] = clock.laps
     return report, direction
@@ -169,12 +172,17 @@ def _why(chosen: Tried, tried: Sequence[Tried], budget: float) -> str:
     )
 
 
-def _strengthened(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def _strengthened(
+    bench: Bench, chosen: Tried, rows: Sequence[Mapping[str, Any]], prompts: Sequence[Example]
+) -> dict[str, Any] | None:
     """The negative strength at which the manner shows most where it was absent; None where none raises it."""
     absent = next((row["rate_negative"] for row in rows if row["strength"] == 0), None) or 0.0
     raised = [row for row in rows if row["strength"] < 0 and row["rate_negative"] > absent]
     best = max(raised, key=lambda row: row["rate_negative"], default=None)
-    return None if best is None else {"strength": best["strength"], "rate": best["rate_negative"], "kl": best["kl"]}
+    if best is None:
+        return None
+    rate = bench.manner.rate(bench.said(chosen.scope, best["strength"], prompts))
+    return rate.to_dict() | {"strength": best["strength"], "kl": best["kl"]}
 
 
 def _warnings(report: Mapping[str, Any], manner: Manner) -> list[str]:
@@ -201,12 +209,34 @@ def _warnings(report: Mapping[str, Any], manner: Manner) -> list[str]:
 
 
 def write_found(report: Mapping[str, Any], direction: Direction, folder: Path) -> None:
-    """direction.safetensors, recipe.yaml, report.json, report.html and its plots."""
-    folder.mkdir(parents=True, exist_ok=True)
-    direction.save(folder / "direction.safetensors")
-    (folder / "recipe.yaml").write_text(recipe_text(report), encoding="utf-8")
-    (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    write_report(report, folder)
+    """direction.safetensors, recipe.yaml, report.json, report.html and its plots; all of them or none.
+
+    What else a folder holds that is there already stays.
+    """
+    partial = folder.parent / f".{folder.name}.found"
+    with disk_errors("writing what was found", folder):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            direction.save(partial / "direction.safetensors")
+            (partial / "recipe.yaml").write_text(recipe_text(report), encoding="utf-8")
+            text = json.dumps(report, indent=1, ensure_ascii=False)
+            (partial / "report.json").write_text(text + "\n", encoding="utf-8", errors="replace")
+            write_report(report, partial)
+            _take_place(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _take_place(partial: Path, folder: Path) -> None:
+    """Rename a finished folder to what it is called; into one that stands, file by file."""
+    if not folder.exists() or not any(folder.iterdir()):
+        partial.rename(folder)
+        return
+    for file in filter(Path.is_file, partial.rglob("*")):
+        place = folder / file.relative_to(partial)
+        place.parent.mkdir(exist_ok=True)
+        file.replace(place)
 
 
 def recipe_text(report: Mapping[str, Any]) -> str:

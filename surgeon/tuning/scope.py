@@ -94,8 +94,9 @@ def scopes(effects: Sequence[Effect], blocks: int) -> tuple[Scope, ...]:
 
 
 def choose(tried: Sequence[Tried], before: float, budget: float) -> Tried:
-    """The cheapest of those that leave (almost) nothing; where none does, the largest loss of rate per cost.
+    """The cheapest of those that leave (almost) nothing, within the budget or else beyond it.
 
+    Where none does, the largest loss of rate per cost.
     `before` is the rate unedited. Rates within .03 of the least are as good: a few dozen answers tell no more.
     """
     counted = [one for one in tried if one.rate is not None]
@@ -114,11 +115,11 @@ def search(
     budget: float,
     strengths: Sequence[float] = STRENGTHS,
 ) -> list[Tried]:
-    """Try every scope at growing strength, as long as the cost stays within twice the budget."""
+    """Try every scope at growing strength, as long as the cost stays within three times the budget."""
     found = []
     for scope in candidates:
         for strength in strengths:
             found.append(measure(scope, strength))
-            if found[-1].kl > 2 * budget:
+            if found[-1].kl > 3 * budget:
                 break
     return found

@@ -50,9 +50,10 @@ def apply(
     }  # fmt: skip
     planned = plan(what, overrides=overrides, **asked)
     given = Path(what).read_text(encoding="utf-8-sig") if isinstance(what, str | Path) else None
-    with stages(planned.recipe, folder, planned.options, on_event) as recipe:
-        if recipe is not planned.recipe:
-            planned = plan(recipe, **asked)
+    with stages(planned, folder, on_event, overwrite=overwrite, resume=resume) as recipe:
+        if planned.fits:
+            # What was measured is what went on; the build itself need not have begun.
+            planned, resume = plan(recipe, **asked), None if resume else resume
         named, artifacts = with_artifacts(planned.recipe)
         return build(
             planned,

@@ -74,6 +74,8 @@ def find(
     folder = Path(out).expanduser()
     _refuse_used(folder, overwrite)
     fitter_named(fit)
+    if not budget >= 0:
+        raise RefusedError(f"a budget of {budget:g} nats a token makes no sense", hint="give 0 or more")
     whole = Contrast.read(Path(positive).expanduser(), Path(negative).expanduser())
     if held_out is None:
         train, held = split(whole)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from surgeon.errors import RefusedError
+from surgeon.errors import Fault, MismatchError, RecipeError, RefusedError, SurgeonError
 from surgeon.planning.options import Options
 from surgeon.space.expr import Expr
-from surgeon.space.output import Recipe
+from surgeon.space.output import Output, Recipe
 from surgeon.tensors import parse_bytes, stored_dtype
 
 if TYPE_CHECKING:
     from surgeon.planning.plan import Plan
+    from surgeon.space.expr import Fit
 
 
 def plan(
@@ -54,6 +55,7 @@ def plan(
     _check_workers(device, threads)
     output = replace(recipe.output, **{name: value for name, value in asked.items() if value is not None})
     planned = build(replace(recipe, output=output), options)
+    _check_fits(planned)
     return replace(planned, warnings=(*notes, *planned.warnings))
 
 
@@ -65,6 +67,49 @@ def _recipe(what: Expr | Recipe | str | Path, overrides: Mapping[str, str]) -> t
 
     loaded = load(Path(what), overrides)
     return loaded.recipe, loaded.notes
+
+
+def _check_fits(planned: Plan) -> None:
+    """Refuse what a fit would stumble over once the models before it are made: its sets, what it is measured on."""
+    from surgeon.planning.plan import build
+    from surgeon.runtime.load import has_tokenizer
+
+    faults = [fault for fit in planned.fits for fault in _fit_faults(fit)]
+    if faults:
+        raise RecipeError(dict.fromkeys(faults))
+    for fit in {fit.model: fit for fit in planned.fits}.values():
+        try:
+            stage = build(Recipe(fit.model, Output(dtype="F32")), planned.options)
+            if not has_tokenizer(stage.files_from.root):
+                message = f"{fit.model} has no tokenizer, and a direction is measured on text"
+                raise MismatchError(message, hint=f"put its tokenizer.json into {stage.files_from.root}")
+        except SurgeonError as error:
+            error.origin = error.origin or fit.origin
+            raise
+
+
+def _fit_faults(fit: Fit) -> Iterator[Fault]:
+    from surgeon.directions.contrast import Contrast
+    from surgeon.directions.examples import read_examples
+    from surgeon.directions.positions import Position
+    from surgeon.space.fitter import SETS
+    from surgeon.space.registry import fitter_named
+
+    found = []
+    for name, file in (("positive", fit.positive), ("negative", fit.negative), *fit.settings):
+        try:
+            if name in SETS and (file or name != "neutral"):
+                found.append(read_examples(Path(str(file)).expanduser(), mixed=name == "neutral"))
+        except SurgeonError as error:
+            found.append(None)
+            yield Fault(error.message, error.origin or fit.origin, error.hint)
+    try:
+        fitter_named(fit.fitter)
+        Position.read(str(dict(fit.settings).get("position", "last")))
+        if found[0] and found[1]:
+            Contrast(found[0], found[1])
+    except SurgeonError as error:
+        yield Fault(error.message, error.origin or fit.origin, error.hint)
 
 
 def _check_workers(device: str, threads: int | None) -> None:

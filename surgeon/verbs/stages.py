@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from surgeon.errors import SurgeonError
 from surgeon.space.expr import DirectionRef, Edit, Expr, Fit, Model, walk
 from surgeon.space.output import Output, Recipe
 
@@ -21,80 +22,127 @@ if TYPE_CHECKING:
     from surgeon.engine.events import Listener
     from surgeon.planning.options import Options
     from surgeon.planning.plan import Plan
+    from surgeon.runtime.load import Loaded
 
 
 @contextmanager
-def stages(recipe: Recipe, out: Path, options: Options, listener: Listener | None) -> Iterator[Recipe]:
-    """The recipe with every fit replaced by the file of what it gave; the files are removed when all went well."""
+def stages(
+    plan: Plan, out: Path, listener: Listener | None, *, overwrite: bool, resume: bool | None
+) -> Iterator[Recipe]:
+    """The plan's recipe with every fit replaced by the file of what it gave.
+
+    The files lie in a locked folder beside OUT, which is removed when all went well, or failed for good.
+    """
+    if not plan.fits:
+        yield plan.recipe
+        return
+    from surgeon.engine.build import check_out, resumable
+    from surgeon.engine.workspace import Workspace
     from surgeon.planning.prepare import fits, with_directions
 
-    stash = out.parent / f".{out.name}.surgeon-stages"
-    expr = recipe.expr
-    while waiting := fits(expr):
-        stash.mkdir(parents=True, exist_ok=True)
-        first = waiting[0]
-        expr = with_directions(expr, {first: _fitted(first, stash, options, listener)})
-    yield replace(recipe, expr=expr)
-    shutil.rmtree(stash, ignore_errors=True)
+    key, _ = _identity(plan)
+    beside = out.parent / f"{out.name}.stages"
+    with Workspace(beside, key, overwrite=True, resume=resume) as kept:
+        try:
+            check_out(plan, out, overwrite=overwrite)
+            expr = plan.recipe.expr
+            while waiting := fits(expr):
+                together = [fit for fit in waiting if fit.model == waiting[0].model]
+                expr = with_directions(expr, _fitted(together, kept.folder, plan.options, listener))
+            yield replace(plan.recipe, expr=expr)
+        except SurgeonError as error:
+            if not resumable(error):
+                kept.discard()
+            raise
+        kept.discard()
 
 
-def _fitted(fit: Fit, stash: Path, options: Options, listener: Listener | None) -> DirectionRef:
-    """The file of a fit, measured unless an earlier run of the same build has."""
-    from surgeon.planning.plan import build
-
-    planned = build(Recipe(fit.model, Output(dtype="F32")), options)
-    key = _key(fit, planned)
-    file = stash / f"{key}.safetensors"
-    if not file.exists():
-        direction = _measured(fit, planned, stash / f"stage-{key}", listener)
-        partial = file.with_suffix(".partial")
-        direction.save(partial)
-        partial.replace(file)
-    return DirectionRef(str(file), fit.at, fit.name)
-
-
-def _measured(fit: Fit, planned: Plan, folder: Path, listener: Listener | None) -> Direction:
-    from surgeon.directions.contrast import Contrast
-    from surgeon.directions.examples import read_examples
-    from surgeon.directions.fit import fit as fit_direction
-    from surgeon.engine.build import build
-    from surgeon.recipe import dump_recipe
-    from surgeon.runtime.load import load
-    from surgeon.store.fingerprint import fingerprint
-
-    contrast = Contrast.read(Path(fit.positive), Path(fit.negative))
-    settings = dict(fit.settings)
-    position, neutral = str(settings.pop("position", "last")), settings.pop("neutral", "")
-    stored = isinstance(fit.model, Model)
-    if not stored and not folder.exists():
-        build(planned, folder, given=None, resolved=dump_recipe(planned.recipe, schema=False), listener=listener)
-    found = fit_direction(
-        load(planned.files_from.root if stored else folder),
-        fit.fitter,
-        contrast,
-        neutral=read_examples(Path(str(neutral)), mixed=True) if neutral else None,
-        at=fit.at,
-        position=position,
-        settings=settings,
-        name=fit.name,
-        model=fingerprint(planned.files_from),
-        model_ref=planned.files_from.ref,
-    )
-    shutil.rmtree(folder, ignore_errors=True)
-    return found
-
-
-def _key(fit: Fit, planned: Plan) -> str:
-    """The identity of a fit: what it is measured on, with what, how."""
-    from blake3 import blake3
-
+def _identity(plan: Plan) -> tuple[str, str]:
+    """What tells a plan from others, and its recipe in full."""
     from surgeon.engine.receipt import plan_key
     from surgeon.recipe import dump_recipe
 
-    hasher = blake3(plan_key(planned, dump_recipe(planned.recipe, schema=False)).encode())
+    resolved = dump_recipe(with_artifacts(plan.recipe)[0], schema=False)
+    return plan_key(plan, resolved), resolved
+
+
+def _fitted(
+    together: Sequence[Fit], folder: Path, options: Options, listener: Listener | None
+) -> dict[Fit, DirectionRef]:
+    """The files of all fits on one model, which are measured unless an earlier run of the same build has."""
+    from surgeon.planning.plan import build
+    from surgeon.runtime.load import load
+    from surgeon.store.files import disk_errors
+
+    planned = build(Recipe(together[0].model, Output(dtype="F32")), options)
+    identity, resolved = _identity(planned)
+    files = {fit: folder / f"{_key(fit, identity)}.safetensors" for fit in together}
+    missing = [fit for fit, file in files.items() if not file.exists()]
+    stage = folder / f"stage-{identity}"
+    if missing:
+        loaded = load(_materialised(planned, stage, resolved, listener), device=options.device)
+        for fit in missing:
+            partial = files[fit].with_suffix(".partial")
+            measured = _measured(fit, loaded, planned, listener)
+            with disk_errors("keeping what was measured", partial):
+                measured.save(partial)
+                partial.replace(files[fit])
+    shutil.rmtree(stage, ignore_errors=True)
+    return {fit: DirectionRef(str(file), fit.at, fit.name) for fit, file in files.items()}
+
+
+def _materialised(planned: Plan, stage: Path, resolved: str, listener: Listener | None) -> Path:
+    """The folder of a model in fp32; an input is its own."""
+    from surgeon.engine.build import build
+
+    if isinstance(planned.recipe.expr, Model):
+        return planned.files_from.root
+    if not stage.exists():
+        _, artifacts = with_artifacts(planned.recipe)
+        build(planned, stage, given=None, resolved=resolved, artifacts=artifacts, listener=listener)
+    return stage
+
+
+def _measured(fit: Fit, loaded: Loaded, planned: Plan, listener: Listener | None) -> Direction:
+    from surgeon.directions.contrast import Contrast
+    from surgeon.directions.examples import read_examples
+    from surgeon.directions.fit import fit as fit_direction
+    from surgeon.engine.events import Progress
+    from surgeon.store.fingerprint import fingerprint
+
+    def tell(done: int, total: int) -> None:
+        if listener is not None:
+            listener(Progress(f"measure {fit.name}".rstrip(), done, total, "examples"))
+
+    settings = dict(fit.settings)
+    position, neutral = str(settings.pop("position", "last")), settings.pop("neutral", "")
+    try:
+        return fit_direction(
+            loaded,
+            fit.fitter,
+            Contrast.read(Path(fit.positive).expanduser(), Path(fit.negative).expanduser()),
+            neutral=read_examples(Path(str(neutral)).expanduser(), mixed=True) if neutral else None,
+            at=fit.at,
+            position=position,
+            settings=settings,
+            listener=tell,
+            name=fit.name,
+            model=fingerprint(planned.files_from),
+            model_ref=planned.files_from.ref,
+        )
+    except SurgeonError as error:
+        error.origin = error.origin or fit.origin
+        raise
+
+
+def _key(fit: Fit, model: str) -> str:
+    """The identity of a fit: what it is measured on, with what, how."""
+    from blake3 import blake3
+
+    hasher = blake3(model.encode())
     hasher.update(json.dumps([fit.fitter, fit.at, [[name, str(value)] for name, value in fit.settings]]).encode())
     for file in (fit.positive, fit.negative, dict(fit.settings).get("neutral")):
-        hasher.update(b"\0" + (Path(str(file)).read_bytes() if file else b""))
+        hasher.update(b"\0" + (Path(str(file)).expanduser().read_bytes() if file else b""))
     return hasher.hexdigest()
 
 

@@ -35,8 +35,16 @@ def verify(
         raise RefusedError(f"{folder}: no such file or folder", hint="give the folder to prove")
     if recipe is not None:
         from surgeon.measuring.foreign import judge_folder
+        from surgeon.planning.prepare import fits
 
-        return judge_folder(folder, plan(recipe, device="cpu", overrides=overrides), on_event)
+        planned = plan(recipe, device="cpu", overrides=overrides)
+        for fit in fits(planned.recipe.expr):
+            raise RefusedError(
+                f"{fit.name or 'a direction'} is measured by the recipe, and verifying runs no model",
+                origin=fit.origin,
+                hint="judge by what was measured: --recipe OUT/surgeon/recipe.yaml, or name the direction's file",
+            )
+        return judge_folder(folder, planned, on_event)
     if not folder.is_dir():
         raise RefusedError(
             f"{folder} is a single file, which has no receipt", hint="judge it by a recipe: --recipe RECIPE"

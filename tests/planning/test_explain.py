@@ -9,8 +9,10 @@ import torch
 
 import surgeon
 from surgeon.artifacts.direction import bank, direction
+from surgeon.planning.plan import build
 from surgeon.space.editing_api import edit
 from surgeon.space.expr import Fit
+from surgeon.space.output import Recipe
 from surgeon.testing.toys import llama_shapes, random_tensors, toy_llama, write_checkpoint
 
 WRITERS = 7  # the embedding, and two in each of three blocks
@@ -159,7 +161,7 @@ def test_fits_are_told_with_the_disk_they_need(llama, tmp_path):
     merged = surgeon.merge("linear", [other, llama], weight=0.5, name="merged")
     on_step = Fit("mean_difference", merged, "p.jsonl", "n.jsonl", at="block.1", name="hedging")
     on_input = Fit("mean_difference", llama, "p.jsonl", "n.jsonl", at="own", name="tone")
-    plan = surgeon.plan(edit("ablate", merged, directions=[on_step, on_input], name="final"))
+    plan = build(Recipe(edit("ablate", merged, directions=[on_step, on_input], name="final")))
     size = 4 * sum(tensor.numel() for tensor in random_tensors(llama_shapes(), 0).values())
     data = plan.to_dict()
     assert [(fit["name"], fit["model"], fit["temporary_disk"]) for fit in data["fits"]] == [
@@ -177,6 +179,6 @@ def test_fits_are_told_with_the_disk_they_need(llama, tmp_path):
 def test_edits_of_a_model_that_is_only_measured_claim_nothing_of_the_result(llama):
     measured = edit("ablate", llama, directions=ONE, name="measured")
     fit = Fit("mean_difference", measured, "p.jsonl", "n.jsonl", at="block.1", name="tone")
-    told = surgeon.plan(edit("ablate", llama, directions=fit, name="final")).to_dict()
+    told = build(Recipe(edit("ablate", llama, directions=fit, name="final"))).to_dict()
     assert [one["step"] for one in told["edits"]] == ["final"]
     assert told["stages"] == 2

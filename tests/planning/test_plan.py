@@ -19,12 +19,6 @@ from surgeon.space.schedule import Layers, Rule, Rules
 from surgeon.testing.toys import random_tensors, toy_llama, write_checkpoint
 
 
-@pytest.fixture(autouse=True)
-def a_process_of_usual_size(monkeypatch: pytest.MonkeyPatch):
-    """Whatever other tests have loaded into this one."""
-    monkeypatch.setattr("surgeon.planning.memory.resident_now", lambda: 150_000_000)
-
-
 @pytest.fixture(scope="module")
 def llamas(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("llamas")

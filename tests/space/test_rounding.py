@@ -68,6 +68,19 @@ def test_what_is_stored_holds_nothing_of_the_subspace(d: int, rank: int, bound: 
     assert (steps > 0).double().mean() <= 0.02
 
 
+@pytest.mark.parametrize("d", [576, 2048])
+@pytest.mark.parametrize(("rank", "bound"), [(1, 3e-7), (3, 1e-4)])
+def test_weights_that_were_stored_in_16_bits_and_hold_little_of_the_subspace(d: int, rank: int, bound: float):
+    """Where the change is far below a step, all nearest roundings err one way, and all steps back lead one way."""
+    generator, columns = torch.Generator().manual_seed(1), frame(d, rank)
+    before = (0.02 * torch.randn(d, 512, generator=generator)).bfloat16().float()
+    before[7, ::2] = (before[7, ::2] * 30).bfloat16().float()
+    exact = removed(before, columns)
+    stored = compensate(exact, columns, BF16)
+    assert along(columns, stored) <= bound * along(columns, before)
+    assert (moved(stored, exact) > 0).double().mean() <= 0.02
+
+
 @pytest.mark.parametrize("dtype", [BF16, F16])
 def test_every_entry_is_a_neighbour_of_the_exact_value(dtype):
     exact, columns = removed(weights(200, 60), frame(200, 2)), frame(200, 2)
