@@ -18,7 +18,7 @@ from surgeon.runtime.scores import batch_distributions, batch_log_probabilities,
 from surgeon.runtime.text import Encoded, Example, encode
 
 #: Bytes of log-probabilities kept of the unedited model, whatever the vocabulary.
-_KEPT = 256_000_000
+_KEPT = 160_000_000
 _AT_ONCE = 8
 
 

@@ -6,7 +6,7 @@ Training prompts decide everything; held-out prompts only confirm it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from surgeon.artifacts.direction import Direction
@@ -23,7 +23,7 @@ from surgeon.tuning.scope import STRENGTHS, Effect, Scope, Tried, choose, scopes
 Note = Callable[[str, int, int], None]
 
 #: How many prompts, and how many tokens of their answers, each part of the search looks at. Ranking makes one pass.
-RANKED, TRIED, COUNTED, TOKENS, ANSWER = 8, 16, 24, 4, 12
+RANKED, TRIED, COUNTED, TOKENS, ANSWER = 8, 12, 24, 4, 12
 
 
 @dataclass(frozen=True)
@@ -86,40 +86,56 @@ def rank(bench: Bench) -> list[Effect]:
 def choose_scope(bench: Bench, ranked: Sequence[Effect], budget: float) -> tuple[Tried, list[Tried]]:
     """The scope and strength to use, and everything that was tried on the way."""
     candidates = scopes(ranked, bench.loaded.anatomy.blocks)
-    total = len(candidates) * len(STRENGTHS)
     done = 0
 
     def measure(scope: Scope, strength: float) -> Tried:
         nonlocal done
         done += 1
-        bench.note("scopes", done, total)
+        bench.note("scopes", done, len(candidates) * len(STRENGTHS))
         return bench.measure(scope, strength)
 
     tried = search(candidates, measure, budget)
+    bench.note("scopes", done, done)
     before = bench.manner.rate(bench.answers).value
-    prompts = bench.prompts[:COUNTED]
-    counted: list[Tried] = []
-    for dearest in (budget, float("inf")):
-        if all(one.rate is not None and one.rate > 0.25 * before for one in counted):
-            for one in _promising(tried, dearest, counted):
-                rate = bench.counted(one, prompts).value
-                counted.append(Tried(one.scope, one.strength, one.nats, one.kl, rate))
-                bench.note("answers", len(counted), 2 * COUNT)
+    counted = _counted(bench, tried, before, budget)
     known = {(one.scope, one.strength): one for one in counted}
     return choose(counted, before, budget), [known.get((one.scope, one.strength), one) for one in tried]
 
 
-#: How many scopes are judged by what the model then says.
-COUNT = 6
+#: How many scopes are judged by what the model then says, within the budget and beyond it.
+COUNT = 9
 
 
-def _promising(tried: Sequence[Tried], dearest: float, known: Sequence[Tried]) -> list[Tried]:
-    """Of those that cost no more: the cheapest that lose at least .4 of the largest loss, then those that lose most."""
-    seen = {(one.scope, one.strength) for one in known}
-    offered = [one for one in tried if one.kl <= dearest and (one.scope, one.strength) not in seen]
-    strongest = sorted(offered, key=lambda one: -one.nats)
-    cheapest = sorted((one for one in offered if one.nats >= 0.4 * strongest[0].nats), key=lambda one: one.kl)
-    return list(dict.fromkeys([*cheapest[: 2 * COUNT // 3], *strongest]))[:COUNT]
+def _counted(bench: Bench, tried: Sequence[Tried], before: float, budget: float) -> list[Tried]:
+    """Rates of the cheapest promising ones, until one leaves (almost) nothing; of dearer ones where none does."""
+    counted: list[Tried] = []
+    for offered in (_promising(tried, 0.0, budget), _promising(tried, budget, float("inf"))):
+        for one in offered:
+            rate = bench.counted(one, bench.prompts[: COUNTED // 2]).value
+            if rate <= 0.15 * before:
+                rate = bench.counted(one, bench.prompts[:COUNTED]).value
+            counted.append(replace(one, rate=rate))
+            bench.note("answers", len(counted), 2 * COUNT)
+            if rate <= 0.03 * before:
+                break
+        if any(one.rate is not None and one.rate <= 0.1 * before for one in counted):
+            break
+    return counted
+
+
+def _promising(tried: Sequence[Tried], above: float, up_to: float) -> list[Tried]:
+    """Those of such a cost, from the cheapest on: each that loses more than all cheaper ones, and every removal.
+
+    A removal (strength 1) can be proven of the written file, and acts in more ways than its first tokens show.
+    """
+    most, found = 0.0, []
+    for one in sorted(tried, key=lambda one: one.kl):
+        if above < one.kl <= up_to and (one.nats > most or one.strength == 1):
+            found.append(one)
+            most = max(most, one.nats)
+    strongest = max((one.nats for one in found), default=0.0)
+    telling = [one for one in found if one.nats >= 0.05 * strongest] if len(found) > COUNT else found
+    return [telling[len(telling) * at // COUNT] for at in range(COUNT)] if len(telling) > COUNT else telling
 
 
 def dose(

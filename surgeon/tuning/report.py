@@ -36,7 +36,7 @@ from surgeon.tuning.scope import Tried
 
 #: Answers of each set that teach what the manner is; neutral examples the search looks at, and how many tokens of
 #: each; prompts of the dose curve; answers on the page.
-TAUGHT, SEARCHED, SHORT, DOSED, SHOWN = 48, 16, 32, 12, 8
+TAUGHT, SEARCHED, SHORT, DOSED, SHOWN = 32, 12, 32, 12, 8
 DOSES = (-4.0, -2.0, -1.0, 0.0, 0.5, 1.0, 2.0, 3.0)
 #: An edit that costs more than this many nats a token on neutral text meets the attention sink or an outlier.
 COSTLY = 1.0

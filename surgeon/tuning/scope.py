@@ -16,8 +16,9 @@ from surgeon.space.expr import DirectionRef, Edit, Expr, settings
 from surgeon.space.schedule import exact
 
 #: A writer counts where its effect is at least this share of the largest one's.
-SHARES = (0.5, 0.2, 0.1, 0.05)
-STRENGTHS = (1.0, 1.5, 2.0, 3.0, 4.0)
+SHARES = (0.5, 0.25, 0.1, 0.05)
+#: Strengths tried, upwards from 1 (which removes) while the cost allows, downwards where it does not.
+STRENGTHS, WEAKER = (1.0, 1.5, 2.0, 3.0, 4.0), (0.75, 0.5)
 
 
 @dataclass(frozen=True)
@@ -78,16 +79,21 @@ def single_writers(anatomy: Anatomy) -> Iterator[tuple[int, Part, Scope]]:
 
 
 def scopes(effects: Sequence[Effect], blocks: int) -> tuple[Scope, ...]:
-    """Scopes worth trying: runs of blocks that hold the effective writers, and the best block's own everywhere."""
+    """Scopes worth trying: runs of blocks that hold the effective writers, and the best block's own everywhere.
+
+    Attention, MLP, or both; a run that begins early is tried without the first third of the model as well, where an
+    edit costs most.
+    """
     found: dict[Scope, None] = {}
-    for parts in ((Part.ATTENTION,), (Part.ATTENTION, Part.MLP)):
+    for parts in ((Part.ATTENTION,), (Part.MLP,), (Part.ATTENTION, Part.MLP)):
         known = [effect for effect in effects if effect.part in parts]
         top = max((effect.nats for effect in known), default=0.0)
-        for share in SHARES:
+        for share in SHARES if Part.ATTENTION in parts else SHARES[:1]:
             held = [effect.block for effect in known if effect.nats >= share * top > 0]
             if held:
-                writers = tuple(part.value for part in parts)
-                found[Scope((min(held), max(held) + 1), writers, OWN)] = None
+                writers, end = tuple(part.value for part in parts), max(held) + 1
+                for first in dict.fromkeys((min(held), max(min(held), min(blocks // 3, end - 1)))):
+                    found[Scope((first, end), writers, OWN)] = None
     best = max(effects, key=lambda effect: effect.nats)
     found[Scope(None, (), f"block.{best.block}")] = None
     return tuple(found)
@@ -96,30 +102,28 @@ def scopes(effects: Sequence[Effect], blocks: int) -> tuple[Scope, ...]:
 def choose(tried: Sequence[Tried], before: float, budget: float) -> Tried:
     """The cheapest of those that leave (almost) nothing, within the budget or else beyond it.
 
-    Where none does, the largest loss of rate per cost.
-    `before` is the rate unedited. Rates within .03 of the least are as good: a few dozen answers tell no more.
+    `before` is the rate unedited. Rates within .03 of the least are as good: a few dozen answers tell no more. Where none
+    leaves little, the largest loss of rate per cost.
     """
-    counted = [one for one in tried if one.rate is not None]
-    affordable = [one for one in counted if one.kl <= budget] or counted
-    least = min(one.rate for one in affordable if one.rate is not None)
-    if least <= 0.25 * before:
-        return min(
-            (one for one in affordable if one.rate is not None and one.rate <= least + 0.03), key=lambda one: one.kl
-        )
-    return max(affordable, key=lambda one: (before - (one.rate or 0.0)) / (one.kl + 0.01))
+    counted = [(one.rate, one) for one in tried if one.rate is not None]
+    within = [(rate, one) for rate, one in counted if one.kl <= budget]
+    for offered in (within, counted):
+        least = min((rate for rate, _ in offered), default=1.0)
+        if least <= 0.25 * before:
+            return min((one for rate, one in offered if rate <= least + 0.03), key=lambda one: one.kl)
+    return max(within or counted, key=lambda pair: (before - pair[0]) / (pair[1].kl + 0.01))[1]
 
 
-def search(
-    candidates: Sequence[Scope],
-    measure: Callable[[Scope, float], Tried],
-    budget: float,
-    strengths: Sequence[float] = STRENGTHS,
-) -> list[Tried]:
-    """Try every scope at growing strength, as long as the cost stays within three times the budget."""
+def search(candidates: Sequence[Scope], measure: Callable[[Scope, float], Tried], budget: float) -> list[Tried]:
+    """Try every scope at growing strength as long as the cost allows, or at less than 1 where it does not."""
     found = []
     for scope in candidates:
-        for strength in strengths:
+        found.append(measure(scope, STRENGTHS[0]))
+        if found[-1].kl > budget:
+            found += [measure(scope, strength) for strength in WEAKER]
+            continue
+        for strength in STRENGTHS[1:]:
             found.append(measure(scope, strength))
-            if found[-1].kl > 3 * budget:
+            if found[-1].kl > budget:
                 break
     return found
