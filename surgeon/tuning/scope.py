@@ -102,8 +102,8 @@ def scopes(effects: Sequence[Effect], blocks: int) -> tuple[Scope, ...]:
 def choose(tried: Sequence[Tried], before: float, budget: float) -> Tried:
     """The cheapest of those that leave (almost) nothing, within the budget or else beyond it.
 
-    `before` is the rate unedited. Rates within .03 of the least are as good: a few dozen answers tell no more. Where none
-    leaves little, the largest loss of rate per cost.
+    `before` is the rate unedited. Rates within .03 of the least are as good: a few dozen answers tell no more.
+    Where none leaves little, the largest loss of rate per cost.
     """
     counted = [(one.rate, one) for one in tried if one.rate is not None]
     within = [(rate, one) for rate, one in counted if one.kl <= budget]

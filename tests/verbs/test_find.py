@@ -1,4 +1,4 @@
-"""`find` on the tiny trained model: what it writes, that the recipe applies as it is, and that nothing is left changed."""
+"""`find` on the tiny trained model: what it writes, that its recipe applies, and that the model stays as it is."""
 
 import json
 from pathlib import Path
