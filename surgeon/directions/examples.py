@@ -67,7 +67,7 @@ def read_examples(path: Path, *, mixed: bool = False) -> tuple[Example, ...]:
     RefusedError with file:line for what is no example.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise RefusedError(f"{path}: not UTF-8 at byte {error.start}", hint="save the file as UTF-8") from None
     except OSError as error:
@@ -133,7 +133,8 @@ def _checked(kind: str, value: Mapping[str, Any], origin: Origin) -> Example:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    whole = isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    return whole and bool(value.strip())
 
 
 def _is_message(value: Any) -> bool:

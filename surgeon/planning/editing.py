@@ -34,7 +34,10 @@ def edited(expr: Edit, inner: Node, sources: Sources) -> Edited:
     along = tuple(_along(use, anatomy, sources) for use in expr.directions)
     chosen = chosen_writers(expr, anatomy)
     _check_points(expr, along, chosen)
-    return Edited(str(expr), inner, method, along, expr.settings, anatomy, chosen)
+    _check_rank(along, anatomy)
+    stored_head = anatomy.tied and expr.tied == "both" and anatomy.unembed in inner.table and anatomy.embed in chosen
+    follows = {anatomy.unembed: anatomy.embed} if stored_head else {}
+    return Edited(str(expr), inner, method, along, expr.settings, anatomy, chosen, follows)
 
 
 def reshaped(expr: Reshape, inner: Node, sources: Sources) -> Reshaped:
@@ -144,6 +147,12 @@ def check_models(expr: Expr, sources: Sources) -> None:
                     origin=use.origin or node.origin,
                     hint="measure it on this one (surgeon find), or insist with --any-model",
                 )
+
+
+def _check_rank(along: tuple[Along, ...], anatomy: Anatomy) -> None:
+    rank = sum(max(len(rows) for rows in one.direction.tensors.values()) for one in along)
+    if rank > anatomy.width:
+        raise MismatchError(f"{rank} directions cannot be apart in a stream {anatomy.width} wide")
 
 
 def _check_points(expr: Edit, along: tuple[Along, ...], chosen: Mapping[str, Place]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from surgeon.anatomy.describe import Anatomy, Place
@@ -36,7 +36,10 @@ class Along:
 
 @dataclass(frozen=True, eq=False)
 class Edited:
-    """An edit of `chosen` tensors of a node; the others are the node's own."""
+    """An edit of `chosen` tensors of a node; the others are the node's own.
+
+    `follows` holds a head that is stored though tied: it gets what the embedding gets.
+    """
 
     label: str
     inner: Node
@@ -45,6 +48,7 @@ class Edited:
     settings: Settings
     anatomy: Anatomy
     chosen: Mapping[str, Place]
+    follows: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def table(self) -> Table:
@@ -58,6 +62,8 @@ class Edited:
 
     def lower(self, tensor: str, graph: Graph) -> Key | None:
         """One step of the edit's kernel; the operand's own value where nothing changes."""
+        if tensor in self.follows:
+            return graph.key(self, self.follows[tensor])
         key, place = graph.key(self.inner, tensor), self.chosen.get(tensor)
         if key is None or place is None:
             return key
@@ -69,10 +75,10 @@ class Edited:
         if self.along:
             frame = self._frame(tensor, place, graph)
             inputs.append(Input(frame, whole=True))
-            settings |= {"rank": graph.steps[frame].spec.shape[1]}
+            settings |= {"frame rank": graph.steps[frame].spec.shape[1]}
         layout = "@last" if place.axis == -1 else ""
         if not layout:
-            settings |= {"residual": shape[-2], "columns": shape[-1]}
+            settings |= {"frame residual": shape[-2], "frame columns": shape[-1]}
         return graph.add(self, tensor, f"edit:{self.method.name}{layout}", tuple(inputs), settings)
 
     def _frame(self, tensor: str, place: Place, graph: Graph) -> Key:
@@ -82,7 +88,8 @@ class Edited:
         gains = [graph.key(self.inner, norm) for norm in place.norms]
         inputs = tuple(Input(gain, whole=True) for gain in gains if gain is not None)
         spec = TensorSpec("F64", (self.anatomy.width, rank))
-        settings: dict[str, Any] = {"directions": used, "gain": self.anatomy.family.gain}
+        written = tuple(graph.dtypes.get(norm, "F32") for norm in place.norms)
+        settings: dict[str, Any] = {"directions": used, "gain": self.anatomy.family.gain, "written": written}
         return graph.add(self, tensor, "frame:columns", inputs, settings, "frame", spec)
 
     def _settings(self, tensor: str, graph: Graph) -> dict[str, Any]:

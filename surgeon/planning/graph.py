@@ -25,9 +25,13 @@ _NONE = object()
 
 @dataclass(eq=False)
 class Graph:
-    """Steps built so far, for one expression; `positions` are the layers of the result's tensors."""
+    """Steps built so far, for one expression.
+
+    `positions` are the layers of the result's tensors, `dtypes` what they are written in.
+    """
 
     positions: Mapping[str, Position]
+    dtypes: Mapping[str, str] = field(default_factory=dict)
     steps: Steps = field(default_factory=Steps)
     _lowered: dict[tuple[int, str], Any] = field(default_factory=dict)
     _numbers: dict[int, int] = field(default_factory=dict)

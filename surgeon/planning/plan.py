@@ -16,7 +16,7 @@ from surgeon.planning.kinds import Kinds
 from surgeon.planning.options import Options
 from surgeon.planning.patterns import check_patterns
 from surgeon.planning.prepare import fits, untied
-from surgeon.planning.promises import promise_of, undone
+from surgeon.planning.promises import changed_gains, promise_of, stands, undone
 from surgeon.planning.resolve import Node, Resolver, check_mass
 from surgeon.planning.side_files import config_changes, files_model
 from surgeon.planning.sources import Sources, open_sources
@@ -101,7 +101,7 @@ def _build(recipe: Recipe, options: Options) -> Plan:
     root = Resolver(sources)(recipe.expr)
     check_mass(root, wanted=(1,), origin=recipe.expr.origin)
     giver = files_model(recipe, sources)
-    graph = Graph(positions(root.table))
+    graph = Graph(positions(root.table), _dtypes(root, giver, recipe.output))
     kinds = Kinds(graph.steps)
     check_patterns(recipe.expr, root.table)
     if not options.any_model:
@@ -129,19 +129,30 @@ def _build(recipe: Recipe, options: Options) -> Plan:
         giver,
         workers,
         peak,
-        (*_warnings(targets, sources, recipe.output.dtype), *undone(graph.steps, (target.key for target in targets))),
+        (
+            *_warnings(targets, sources, recipe.output.dtype),
+            *undone(graph.steps, (target.key for target in targets)),
+            *changed_gains(graph, root, targets),
+        ),
         config_changes(recipe.expr, sources),
         fits(recipe.expr),
     )
+
+
+def _dtypes(root: Node, giver: Checkpoint, output: Output) -> dict[str, str]:
+    """The dtype each tensor is written in: the output's, else that of the model that gives the side files."""
+    found = {}
+    for name, spec in root.table.items():
+        kept = giver.tensors[name].spec.dtype if name in giver.tensors else spec.dtype
+        found[name] = TensorSpec(kept if spec.is_float else spec.dtype, spec.shape).cast(output.dtype).dtype
+    return found
 
 
 def _target(root: Node, name: str, graph: Graph, kinds: Kinds, output: Output, giver: Checkpoint) -> Target:
     key = graph.key(root, name)
     assert key is not None
     step = graph.steps[key]
-    kept = giver.tensors[name].spec.dtype if name in giver.tensors else root.table[name].dtype
-    spec = TensorSpec(kept if root.table[name].is_float else root.table[name].dtype, step.spec.shape)
-    spec = spec.cast(output.dtype)
+    spec = TensorSpec(graph.dtypes[name], step.spec.shape)
     if step.kernel == "same":
         first, *others = (graph.steps[need.key].stored for need in step.inputs)
         assert first is not None
@@ -154,6 +165,8 @@ def _target(root: Node, name: str, graph: Graph, kinds: Kinds, output: Output, g
         empty = next(s.stored for s in graph.steps.below(key) if s.stored is not None and not s.spec.count)
         return Target(name, spec, key, "copy", "empty", empty)
     promise = promise_of(graph.steps, key)
+    if promise is not None and not stands(promise, graph, root):
+        promise = None
     if promise is not None and output.rounding == "compensated" and spec.dtype in ("BF16", "F16"):
         layout = "@last" if promise.axis == -1 else ""
         inputs = Input(key), Input(promise.frame, whole=True)

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from surgeon.artifacts.direction import Direction
 from surgeon.planning.edits import Edited
-from surgeon.planning.step import Key, Step
+from surgeon.planning.step import Key, Step, Target
 from surgeon.space.registry import edit_named
+
+if TYPE_CHECKING:
+    from surgeon.planning.graph import Graph
+    from surgeon.planning.resolve import Node
 
 Steps = Mapping[Key, Step]
 
@@ -44,6 +49,23 @@ def promise_of(steps: Steps, key: Key) -> Promise | None:
         frame.values["directions"],
         gains,
         frame.values["gain"],
+    )
+
+
+def stands(promise: Promise, graph: Graph, root: Node) -> bool:
+    """Whether the gains that were folded into Q are those the result has."""
+    frame = graph.steps[promise.frame]
+    return all(graph.key(root, need.key.tensor) == need.key for need in frame.inputs)
+
+
+def changed_gains(graph: Graph, root: Node, targets: Iterable[Target]) -> tuple[str, ...]:
+    """A sentence where the gain of an output norm changes after an edit that removed something behind it."""
+    found = [promise_of(graph.steps, target.key) for target in targets if target.promise is None]
+    count = sum(promise is not None and not stands(promise, graph, root) for promise in found)
+    if not count:
+        return ()
+    return (
+        f"the output norms behind {count} edited tensors change after the edit: the direction may come back; edit last",
     )
 
 

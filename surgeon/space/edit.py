@@ -36,8 +36,8 @@ class Coordinates(Statistic):
 
     @override
     def begin(self, models: int, count: int, settings: Mapping[str, Any]) -> Tensor:
-        d, n = settings["residual"], settings["columns"]
-        return torch.zeros(count // (d * n), settings["rank"], n, dtype=torch.float64)
+        d, n = settings["frame residual"], settings["frame columns"]
+        return torch.zeros(count // (d * n), settings["frame rank"], n, dtype=torch.float64)
 
     @override
     def observe(self, known: Tensor, values: Any, place: Place) -> Any:

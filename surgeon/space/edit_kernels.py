@@ -12,6 +12,7 @@ from surgeon.space.edit import EditMethod
 from surgeon.space.kernels import Call, Kernel, register_kernels
 from surgeon.space.registry import edit_named
 from surgeon.space.statistics import Statistic
+from surgeon.tensors import torch_dtype
 
 #: Columns shorter than this share of the longest are none: an output norm's gain can be zero along a direction.
 _RANK = 1e-7
@@ -34,7 +35,10 @@ def orthonormal(rows: Tensor, gains: Tensor | None = None) -> Tensor:
 
 
 class Frame(Kernel):
-    """The columns an edit works along, [d, k] float64, from directions (a setting) and gains (whole inputs)."""
+    """The columns an edit works along, [d, k] float64, from directions (a setting) and gains (whole inputs).
+
+    Gains are rounded to the dtype they are written in first: the zero is one of the file.
+    """
 
     blocks = "whole"
 
@@ -42,8 +46,8 @@ class Frame(Kernel):
     def __call__(self, stack: Tensor, call: Call) -> Tensor:
         rows = torch.cat([direction.rows(point) for direction, point in call.settings["directions"]])
         gains = None
-        for gain in call.wholes:
-            folded = gain.double() + call.settings["gain"]
+        for gain, dtype in zip(call.wholes, call.settings["written"], strict=False):
+            folded = gain.to(torch_dtype(dtype)).double() + call.settings["gain"]
             gains = folded if gains is None else gains * folded
         return orthonormal(rows.to(stack.device), gains)
 

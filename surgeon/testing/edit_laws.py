@@ -226,9 +226,9 @@ def _matrix_by_matrix(method: Method, case: Case, tensor: Tensor, axis: int) -> 
 def _in_bands(method: Method, case: Case, tensor: Tensor, axis: int, rows: int) -> Tensor:
     """The kernel on bands of so many rows: first what its statistics see, then the values."""
     kernel = EditingLast(method) if axis == -1 else Editing(method)
-    settings = dict(case.settings) | {"rank": case.subspace.shape[1]}
+    settings = dict(case.settings) | {"frame rank": case.subspace.shape[1]}
     if axis == -2:
-        settings |= {"residual": tensor.shape[-2], "columns": tensor.shape[-1]}
+        settings |= {"frame residual": tensor.shape[-2], "frame columns": tensor.shape[-1]}
     bands = list(_bands(tensor, rows if kernel.blocks == "rows" else tensor.numel()))
     if kernel.blocks == "whole":
         bands = [(tensor[None], bands[0][1])]

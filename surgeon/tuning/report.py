@@ -52,7 +52,7 @@ def investigate(
     root, _ = locate(model, probe=True)
     loaded = load(root, dtype=dtype, device=device)
     mark = fingerprint(open_checkpoint(root, model))
-    around = read_examples(neutral, mixed=True) if neutral is not None else neutral_examples()
+    around = read_examples(neutral, mixed=True) if neutral is not None else neutral_examples(_has_chats(loaded))
     clock.lap("loading")
     said = [effects.answers(loaded, side[:TAUGHT], ANSWER) for side in (train.positive, train.negative)]
     manner = by_rule(shows) if shows else by_answers(*said)
@@ -76,7 +76,7 @@ def investigate(
     clock.lap("scopes")
     report: dict[str, Any] = {
         "name": name,
-        "model": {"ref": model, "fingerprint": mark},
+        "model": {"ref": str(root.resolve()) if Path(model).expanduser().exists() else model, "fingerprint": mark},
         "counts": _counts(train, held, around),
         "separation": apart,
         "drift": {"points": list(direction.tensors), "cosine": drift(direction).tolist()},
@@ -91,7 +91,7 @@ def investigate(
     report["dose"] = dose(bench, chosen.scope, doses, held.positive[:DOSED], held.negative[:DOSED])
     clock.lap("dose")
     report["rates"]["strengthened"] = _strengthened(bench, chosen, report["dose"], held.negative)
-    report["warnings"] = _warnings(report, manner)
+    report["warnings"] = _warnings(report, manner, budget)
     report["seconds"] = clock.laps
     return report, direction
 
@@ -123,6 +123,10 @@ class _Clock:
         """Note that a part has ended."""
         now = time.monotonic()
         self.laps[part], self._last = round(now - self._last, 2), now
+
+
+def _has_chats(loaded: Loaded) -> bool:
+    return bool(getattr(loaded.tokenizer, "chat_template", None))
 
 
 def _counts(train: Contrast, held: Contrast, around: Sequence[Example]) -> dict[str, int]:
@@ -185,8 +189,10 @@ def _strengthened(
     return rate.to_dict() | {"strength": best["strength"], "kl": best["kl"]}
 
 
-def _warnings(report: Mapping[str, Any], manner: Manner) -> list[str]:
+def _warnings(report: Mapping[str, Any], manner: Manner, budget: float) -> list[str]:
     found = []
+    if report["chosen"]["kl"] > budget:
+        found.append(f"nothing within the budget of {budget:g} nats a token took the manner away; this costs more")
     apart, rates = report["manner"]["tells_apart"], report["rates"]
     if apart < 0.75:
         found.append(
@@ -243,7 +249,7 @@ def recipe_text(report: Mapping[str, Any]) -> str:
     """The recipe that applies what was chosen."""
     chosen, rates = report["chosen"], report["rates"]
     name = re.sub(r"\W", "_", report["name"]) or "direction"
-    name = f"d_{name}" if name[0].isdigit() else name
+    name = f"d_{name}" if name[0].isdigit() or name in ("base", "edited") else name
     scope = f"    layers: {chosen['layers']}\n" if chosen["layers"] else ""
     scope += f"    writers: [{', '.join(chosen['writers'])}]\n" if chosen["writers"] != "all" else ""
     return (

@@ -21,6 +21,10 @@ SHARES = (0.5, 0.25, 0.1, 0.05)
 STRENGTHS, WEAKER = (1.0, 1.5, 2.0, 3.0, 4.0), (0.75, 0.5)
 
 
+#: Nats a token that showing never rather than always is worth, once it shows rarely.
+_WORTH = 0.02
+
+
 @dataclass(frozen=True)
 class Scope:
     """The part of an edit that says where: blocks, parts, and which point's direction each writer uses."""
@@ -102,15 +106,16 @@ def scopes(effects: Sequence[Effect], blocks: int) -> tuple[Scope, ...]:
 def choose(tried: Sequence[Tried], before: float, budget: float) -> Tried:
     """The cheapest of those that leave (almost) nothing, within the budget or else beyond it.
 
-    `before` is the rate unedited. Rates within .03 of the least are as good: a few dozen answers tell no more.
-    Where none leaves little, the largest loss of rate per cost.
+    `before` is the rate unedited. What shows once in ten times or less is weighed against the cost: a few dozen answers
+    tell no more. Where none leaves little, the largest loss of rate per cost.
     """
     counted = [(one.rate, one) for one in tried if one.rate is not None]
     within = [(rate, one) for rate, one in counted if one.kl <= budget]
     for offered in (within, counted):
         least = min((rate for rate, _ in offered), default=1.0)
         if least <= 0.25 * before:
-            return min((one for rate, one in offered if rate <= least + 0.03), key=lambda one: one.kl)
+            good = [(rate, one) for rate, one in offered if rate <= max(least + 0.03, 0.1 * before)]
+            return min(good, key=lambda pair: pair[1].kl + _WORTH * pair[0])[1]
     return max(within or counted, key=lambda pair: (before - pair[0]) / (pair[1].kl + 0.01))[1]
 
 

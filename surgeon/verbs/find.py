@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from surgeon.errors import OutputError, RefusedError
 
 if TYPE_CHECKING:
+    from surgeon.directions.contrast import Contrast
     from surgeon.engine.events import Listener
 
 
@@ -63,9 +64,9 @@ def find(
     `positive` and `negative` are files of JSON lines (a prompt, messages or a text each); a quarter of them, by
     content, is held out unless `held_out` names two files. The manner is what the model itself says on the positive
     prompts against the negative ones, or what the regular expression `shows` fits. `budget` is the highest cost, KL in
-    nats a token on neutral chats and text, that a choice may have. OUT gets direction.safetensors, recipe.yaml,
-    report.json and report.html with its plots. RefusedError for contrast sets that are empty, equal, overlapping or
-    one-sided.
+    nats a token on neutral chats and text, that a choice may have; where nothing within it works, the report says so.
+    OUT gets direction.safetensors, recipe.yaml, report.json and report.html with its plots. RefusedError for contrast
+    sets that are empty, equal, overlapping or one-sided.
     """
     from surgeon.directions.contrast import Contrast, split
     from surgeon.space.registry import fitter_named
@@ -81,6 +82,7 @@ def find(
         train, held = split(whole)
     else:
         train, held = whole, Contrast.read(*(Path(file).expanduser() for file in held_out))
+        _refuse_seen(train, held)
     report, direction = investigate(
         str(model),
         train,
@@ -98,6 +100,15 @@ def find(
     )
     write_found(report, direction, folder)
     return Found(folder, report)
+
+
+def _refuse_seen(train: Contrast, held: Contrast) -> None:
+    """Held-out examples that were trained on confirm nothing."""
+    seen = {example.content for example in (*train.positive, *train.negative)}
+    both = [example for example in (*held.positive, *held.negative) if example.content in seen]
+    if both:
+        count = f"{len(both)} held-out example{'s are' if len(both) > 1 else ' is'} among the training ones"
+        raise RefusedError(f"{count}: {both[0].asked!r}", origin=both[0].origin, hint="hold out prompts of their own")
 
 
 def _refuse_used(folder: Path, overwrite: bool) -> None:

@@ -24,7 +24,11 @@ def by_definition(weight: Tensor, rows: Tensor, strength: float) -> np.ndarray:
 
 def columns(rows: Tensor, gains: list[Tensor], gain: float = 0.0) -> Tensor:
     """The columns as a plan's step makes them: `gain` is added to every norm's weights."""
-    settings = {"directions": ((direction(rows, at="block.0"), "block.0"),), "gain": gain}
+    settings = {
+        "directions": ((direction(rows, at="block.0"), "block.0"),),
+        "gain": gain,
+        "written": ("F64",) * len(gains),
+    }
     shape = rows.shape[1], len(rows)
     call = Call(settings, Block("w", shape, 0, rows.numel()), gains)
     return kernel_named("frame:columns")(torch.empty(0, *shape), call)

@@ -42,7 +42,7 @@ def by_hand(base, folder, k=1, *, dtype=torch.float32, gains=True, strength=1.0,
     for name, place in anatomy.writers().items():
         columns = rows(k).T
         for norm in place.norms if gains else ():
-            columns = (tensors[norm].float() + anatomy.family.gain)[:, None] * columns
+            columns = (tensors[norm].to(dtype).float() + anatomy.family.gain)[:, None] * columns
         basis = torch.linalg.qr(columns).Q
         weight = tensors[name].float()
         turned = weight.mT if place.axis == -1 and weight.ndim > 1 else weight
