@@ -88,9 +88,20 @@ def choose(offline: bool) -> Subject:
     return Subject("a tiny model", tiny / "model", recipe, tiny / "adapters", contrast, "letters", "final", 24)
 
 
+def still_good(subject: Subject, report: Path) -> bool:
+    """Whether an earlier search is there, and was made on this very model."""
+    from surgeon.store.checkpoint import open_checkpoint
+    from surgeon.store.fingerprint import fingerprint
+
+    if not report.exists():
+        return False
+    found = json.loads(report.read_text(encoding="utf-8"))["model"]["fingerprint"]
+    return found == fingerprint(open_checkpoint(subject.base, str(subject.base)))
+
+
 def find(subject: Subject, folder: Path) -> dict[str, Any]:
     """The scope and strength that `surgeon find` chose, searched for the first time only."""
-    if not (folder / "report.json").exists():
+    if not still_good(subject, folder / "report.json"):
         sets = {name: subject.contrast / f"{name}.jsonl" for name in ("positive", "negative")}
         held = {name: subject.contrast / f"held-{name}.jsonl" for name in ("positive", "negative")}
         own = subject.contrast / "neutral.jsonl"
