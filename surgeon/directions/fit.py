@@ -122,8 +122,7 @@ def measurement(
 
     held, shield = None, None
     if chosen["guard"] or "neutral" in found.sets:
-        chats = bool(getattr(loaded.tokenizer, "chat_template", None))
-        everyday = neutral_examples(chats) if neutral is None else neutral
+        everyday = neutral_examples(loaded.has_chats) if neutral is None else neutral
         held = measure_neutral(loaded, everyday, position, second, clamp)
     if held is not None and chosen["guard"]:
         shield = guard_basis(held.first, held.products, int(chosen["components"]))

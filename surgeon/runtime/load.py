@@ -42,6 +42,11 @@ class Loaded:
         return getattr(self.trunk, self.anatomy.family.blocks)
 
     @property
+    def has_chats(self) -> bool:
+        """Whether prompts and messages can be put into its chat template."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    @property
     def config(self) -> Any:
         """The config of the language model."""
         return self.model.config.get_text_config()
@@ -62,7 +67,7 @@ def load(folder: Path, *, dtype: str = "float32", device: str = "auto", device_m
     with _quiet():
         model = _model(folder, getattr(torch, dtype), device_map)
         tokenizer = _tokenizer(folder)
-    model = model.eval().requires_grad_(False)
+    model.requires_grad_(False)
     if place is not None:
         model = model.to(place)
     return Loaded(model, tokenizer, anatomy, folder, place or model.device)

@@ -81,7 +81,7 @@ def _split(value: Any, response: Any, example: Example) -> tuple[list[Mapping[st
 
 
 def _chat(loaded: Loaded, messages: list[Mapping[str, Any]], response: Any) -> tuple[list[int], Any]:
-    if not getattr(loaded.tokenizer, "chat_template", None):
+    if not loaded.has_chats:
         raise RefusedError(
             f"{loaded.folder} has no chat template, and prompts and messages need one",
             hint='write the example as {"text": "…"}, or use the instruction-tuned model',

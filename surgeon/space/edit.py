@@ -16,6 +16,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from surgeon.space.parameters import Operand, Parameter, Signature, read_signature
+from surgeon.space.registered import Registered
 from surgeon.space.statistics import Place, Statistic
 
 P = ParamSpec("P")
@@ -68,7 +69,7 @@ def coordinates() -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class EditMethod(Generic[P]):
+class EditMethod(Registered, Generic[P]):
     """An edit: its function, what it asks for, and what it promises.
 
     `blocks` is ``rows`` where a band of residual rows may be computed alone (`coordinates()` is what must be known of
@@ -86,12 +87,6 @@ class EditMethod(Generic[P]):
     owner: str = ""
 
     @property
-    def name(self) -> str:
-        """The name recipes use: the function's, behind that of the package where it is not surgeon's own."""
-        own = self.function.__name__
-        return f"{self.owner}/{own}" if self.owner else own
-
-    @property
     def parameters(self) -> Mapping[str, Parameter]:
         """Settings by recipe name."""
         return {parameter.name: parameter for parameter in self.signature.parameters}
@@ -100,11 +95,6 @@ class EditMethod(Generic[P]):
     def needs_directions(self) -> bool:
         """Whether it works along a subspace."""
         return self.signature.asks(Operand.SUBSPACE)
-
-    @property
-    def summary(self) -> str:
-        """First line of the docstring."""
-        return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
     def holds(self, promise: Mapping[str, float], settings: Mapping[str, Any]) -> bool:
         """Whether the settings are those of a promise (`unchanged` or `removes`)."""

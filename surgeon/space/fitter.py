@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from surgeon.space.parameters import Parameter, Range, Signature, read_signature
+from surgeon.space.registered import Registered
 
 P = ParamSpec("P")
 
@@ -80,7 +81,7 @@ class Moments:
 
 
 @dataclass(frozen=True, eq=False)
-class Fitter(Generic[P]):
+class Fitter(Registered, Generic[P]):
     """A fitter: from the moments of two sets at one residual point to rows [k, d] or [d].
 
     `second_moments` says that it asks for E[x xᵀ] too, `needs_neutral` that it cannot do without a neutral set.
@@ -95,20 +96,9 @@ class Fitter(Generic[P]):
     owner: str = ""
 
     @property
-    def name(self) -> str:
-        """The name recipes use: the function's, behind that of the package where it is not surgeon's own."""
-        own = self.function.__name__
-        return f"{self.owner}/{own}" if self.owner else own
-
-    @property
     def parameters(self) -> Mapping[str, Parameter]:
         """Settings by recipe name: its own, then those of measuring, which every fitter has."""
         return {parameter.name: parameter for parameter in (*self.signature.parameters, *MEASURING)}
-
-    @property
-    def summary(self) -> str:
-        """First line of the docstring."""
-        return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
     def rows(
         self, positive: Moments, negative: Moments, neutral: Moments | None, settings: Mapping[str, Any]

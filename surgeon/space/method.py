@@ -11,13 +11,14 @@ from torch import Tensor
 
 from surgeon.space.noise import Noise
 from surgeon.space.parameters import Each, Operand, Parameter, Signature, read_signature
+from surgeon.space.registered import Registered
 
 P = ParamSpec("P")
 Blocks = Literal["elements", "rows", "whole"]
 
 
 @dataclass(frozen=True, eq=False)
-class MergeMethod(Generic[P]):
+class MergeMethod(Registered, Generic[P]):
     """A merge method: its function, what it asks for, and what it promises.
 
     `blocks` says which part of a tensor may be computed alone: any run of its ``elements``, any band of its ``rows``,
@@ -30,12 +31,6 @@ class MergeMethod(Generic[P]):
     models: tuple[int, int | None] = (1, None)
     breaks: Mapping[str, str] = field(default_factory=dict)
     owner: str = ""
-
-    @property
-    def name(self) -> str:
-        """The name recipes use: the function's, behind that of the package where it is not surgeon's own."""
-        own = self.function.__name__
-        return f"{self.owner}/{own}" if self.owner else own
 
     @property
     def needs_base(self) -> bool:
@@ -53,11 +48,6 @@ class MergeMethod(Generic[P]):
         """The argument that holds the models or task vectors."""
         wanted = (Operand.TASK_VECTORS, Operand.MODELS)
         return next(argument for argument, kind in self.signature.operands if kind in wanted)
-
-    @property
-    def summary(self) -> str:
-        """First line of the docstring."""
-        return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor:
         """Run on tensors in hand, [model, …]; statistics and noise not given are made of the whole tensors."""

@@ -158,14 +158,19 @@ def applies(law: str, method: Method) -> bool:
 
 def check(method: Method) -> None:
     """Run every law that applies. AssertionError names the law; a break of an unknown law is a ValueError."""
-    if unknown := set(method.breaks) - set(LAWS):
+    check_laws(method, LAWS, applies)
+
+
+def check_laws(method: Any, laws: Mapping[str, Callable[[Any], None]], applies: Callable[[str, Any], bool]) -> None:
+    """Run these laws on whatever has a `name` and says which it `breaks`."""
+    if unknown := set(method.breaks) - set(laws):
         raise ValueError(f"{method.name} declares breaks of {', '.join(sorted(unknown))}, which are no laws")
-    for name, law in LAWS.items():
+    for name, law in laws.items():
         if applies(name, method):
             try:
                 law(method)
             except AssertionError as error:
-                raise AssertionError(f"{method.name} breaks the law {name!r}: {law.__doc__}") from error
+                raise AssertionError(f"{method.name} breaks the law {name!r}: {law.__doc__} {error}") from error
 
 
 class _InMemory:

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from surgeon.artifacts.direction import Direction
+from surgeon.directions.examples import Example
 from surgeon.measuring import effects
 from surgeon.measuring.effects import Neutral, Spoken
 from surgeon.measuring.manner import Answer, Manner, Rate
 from surgeon.measuring.trial import edited
 from surgeon.runtime.load import Loaded
 from surgeon.runtime.prefix import recorded, replayed
-from surgeon.runtime.text import Example
 from surgeon.space.expr import Expr
 from surgeon.tuning.scope import STRENGTHS, Effect, Scope, Tried, choose, scopes, search, single_writers
 
@@ -44,7 +44,7 @@ class Bench:
     def spoken(self, count: int) -> tuple[Spoken, float]:
         """The shortest prompts that show the manner, with the beginning of their answers; and its log p unedited."""
         if count not in self._spoken:
-            every = sorted(zip(self.prompts, self.answers, strict=True), key=lambda pair: len(_asked(pair[0])))
+            every = sorted(zip(self.prompts, self.answers, strict=True), key=lambda pair: len(pair[0].asked))
             chosen = ([pair for pair in every if self.manner.shows(pair[1])] or every)[:count]
             held = effects.spoken(self.loaded, [e for e, _ in chosen], [a for _, a in chosen], TOKENS)
             self._spoken[count] = held, held.log_probability(self.loaded)
@@ -152,7 +152,3 @@ def dose(
             rows[-1]["rate_negative"] = bench.counted(tried, negative).value
         bench.note("strengths", len(rows), len(strengths))
     return rows
-
-
-def _asked(example: Example) -> str:
-    return str(example.get("prompt") or example.get("text") or example.get("messages"))

@@ -11,20 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from surgeon.artifacts.direction import Direction
 from surgeon.directions.contrast import Contrast
 from surgeon.directions.examples import neutral_examples, read_examples
-from surgeon.directions.fit import measurement
-from surgeon.directions.separation import drift, separations
-from surgeon.directions.statistics import states
+from surgeon.directions.fit import held_out, measurement
+from surgeon.directions.separation import Separation, drift
 from surgeon.measuring import effects
 from surgeon.measuring.manner import Manner, by_answers, by_rule
 from surgeon.measuring.page import write_report
 from surgeon.measuring.plots import require_matplotlib
 from surgeon.measuring.trial import edited
-from surgeon.runtime.load import Loaded, load
+from surgeon.runtime.load import load
 from surgeon.runtime.text import Example
 from surgeon.space.api import open as open_model
 from surgeon.store.checkpoint import open_checkpoint
@@ -52,7 +49,7 @@ def investigate(
     root, _ = locate(model, probe=True)
     loaded = load(root, dtype=dtype, device=device)
     mark = fingerprint(open_checkpoint(root, model))
-    around = read_examples(neutral, mixed=True) if neutral is not None else neutral_examples(_has_chats(loaded))
+    around = read_examples(neutral, mixed=True) if neutral is not None else neutral_examples(loaded.has_chats)
     clock.lap("loading")
     said = [effects.answers(loaded, side[:TAUGHT], ANSWER) for side in (train.positive, train.negative)]
     manner = by_rule(shows) if shows else by_answers(*said)
@@ -64,7 +61,7 @@ def investigate(
     )
     direction = measured.direction(**about)
     clock.lap("statistics")
-    apart = _separation(loaded, direction, measured.shuffled(), held, position)
+    apart = [_row(one) for one in held_out(loaded, measured, direction, held)]
     clock.lap("separation")
     bench = Bench(
         loaded, open_model(root), direction, manner, train.positive[:TAUGHT], said[0],
@@ -96,20 +93,10 @@ def investigate(
     return report, direction
 
 
-def _separation(
-    loaded: Loaded, direction: Direction, shuffled: Sequence[Mapping[str, Tensor]], held: Contrast, position: str
-) -> list[dict[str, Any]]:
-    """AUROC on held-out states by point, with the best of each control."""
-    points = tuple(direction.tensors)
-    positive, negative = (states(loaded, side, points, position) for side in (held.positive, held.negative))
-    found = separations(direction.tensors, positive, negative, tuple(shuffled))
-    return [
-        {
-            "point": one.point, "auroc": one.auroc, "shuffled": max(one.shuffled, default=0.5),
-            "random": max(one.random, default=0.5),
-        }
-        for one in found
-    ]  # fmt: skip
+def _row(one: Separation) -> dict[str, Any]:
+    """A point's separation for the report, with the best of each control."""
+    controls = {"shuffled": max(one.shuffled, default=0.5), "random": max(one.random, default=0.5)}
+    return {"point": one.point, "auroc": one.auroc, **controls}
 
 
 class _Clock:
@@ -123,10 +110,6 @@ class _Clock:
         """Note that a part has ended."""
         now = time.monotonic()
         self.laps[part], self._last = round(now - self._last, 2), now
-
-
-def _has_chats(loaded: Loaded) -> bool:
-    return bool(getattr(loaded.tokenizer, "chat_template", None))
 
 
 def _counts(train: Contrast, held: Contrast, around: Sequence[Example]) -> dict[str, int]:
@@ -155,12 +138,8 @@ def _confirmed(bench: Bench, chosen: Tried, held: Contrast, around: effects.Neut
             "absent": manner.rate(without).to_dict(),
         },
         "kl": {"chats_and_text": cost},
-        "answers": [{"prompt": _asked(e), "before": b.text, "after": a.text} for e, b, a in shown],
+        "answers": [{"prompt": e.asked, "before": b.text, "after": a.text} for e, b, a in shown],
     }  # fmt: skip
-
-
-def _asked(example: Example) -> str:
-    return str(example.get("prompt") or example.get("text") or example["messages"][-1]["content"])
 
 
 def _why(chosen: Tried, tried: Sequence[Tried], budget: float) -> str:

@@ -62,8 +62,9 @@ def measure_residual(
     loaded = load(root, dtype=dtype, device=device)
     if held.width != loaded.anatomy.width:
         raise MismatchError(f"the direction is {held.width} wide and the stream {loaded.anatomy.width}")
-    chats = bool(getattr(loaded.tokenizer, "chat_template", None))
-    examples = neutral_examples(chats) if prompts is None else read_examples(Path(prompts).expanduser(), mixed=True)
+    examples = (
+        neutral_examples(loaded.has_chats) if prompts is None else read_examples(Path(prompts).expanduser(), mixed=True)
+    )
     return ResidualReport(residual(loaded, held, examples, at))
 
 
