@@ -13,7 +13,7 @@ from typing import Any
 
 from surgeon.artifacts.direction import Direction
 from surgeon.directions.contrast import Contrast
-from surgeon.directions.examples import neutral_examples, read_examples
+from surgeon.directions.examples import Example, neutral_examples, read_examples
 from surgeon.directions.fit import held_out, measurement
 from surgeon.directions.separation import Separation, drift
 from surgeon.measuring import effects
@@ -22,7 +22,6 @@ from surgeon.measuring.page import write_report
 from surgeon.measuring.plots import require_matplotlib
 from surgeon.measuring.trial import edited
 from surgeon.runtime.load import load
-from surgeon.runtime.text import Example
 from surgeon.space.api import open as open_model
 from surgeon.store.checkpoint import open_checkpoint
 from surgeon.store.files import disk_errors
