@@ -77,6 +77,8 @@ class Manner:
 
 def by_rule(rule: str) -> Manner:
     """The manner a regular expression tells. RefusedError when it is none."""
+    if not rule:
+        raise RefusedError("--shows is empty, which fits every answer", hint="leave it out, or give what an answer shows")
     try:
         re.compile(rule)
     except re.error as error:

@@ -72,6 +72,17 @@ def page(report: Report, light: Mapping[str, bytes], dark: Mapping[str, bytes]) 
         answers=_answers(report["answers"]),
         limits="\n".join(f"<li>{line}</li>" for line in _limits(report["chosen"])),
         footer=_footer(report),
+        other=_other_sign(report["rates"].get("strengthened")),
+    )
+
+
+def _other_sign(raised: Mapping[str, Any] | None) -> str:
+    """What a negative strength in the recipe does instead."""
+    if not raised:
+        return "No negative strength that was tried strengthens the manner (see the warnings)."
+    return (
+        f"Strength {number(raised['strength'])} in <code>recipe.yaml</code> strengthens the manner instead: it then shows "
+        f"on {percent(raised['rate'])} of the prompts without it."
     )
 
 

@@ -44,6 +44,8 @@ def edit(
             faults.append(Fault(f"{method} has no setting {argument!r}", hint=nearest(argument, found.parameters)))
         else:
             chosen[parameter.name] = setting_of(parameter, value, faults)
+    if layers is not None and not _is_range(layers):
+        faults.append(Fault(f"{layers!r} is no range of layers", hint="give a pair, (first, end), the end left out"))
     if not isinstance(of, Expr):
         faults.append(Fault(f"{of!r} is no model", hint=f"write surgeon.open({str(of)!r})"))
     if faults:
@@ -59,6 +61,10 @@ def reshape(method: str, of: Expr, *, name: str = "") -> Reshape:
     """Reshape a model: ``untie`` gives a tied model a head of its own."""
     reshape_named(method)
     return Reshape(method, of, name=name)
+
+
+def _is_range(layers: object) -> bool:
+    return isinstance(layers, tuple) and len(layers) == 2 and all(type(one) is int for one in layers)
 
 
 def _use(direction: Directions, at: str) -> DirectionRef:

@@ -51,7 +51,7 @@ def investigate(
     around = read_examples(neutral, mixed=True) if neutral is not None else neutral_examples(loaded.has_chats)
     clock.lap("loading")
     said = [effects.answers(loaded, side[:TAUGHT], ANSWER) for side in (train.positive, train.negative)]
-    manner = by_rule(shows) if shows else by_answers(*said)
+    manner = by_answers(*said) if shows is None else by_rule(shows)
     note("answers of the model as it is", 1, 1)
     clock.lap("answers")
     about = {"name": name, "model": mark, "model_ref": model}
@@ -187,7 +187,8 @@ def _warnings(report: Mapping[str, Any], manner: Manner, budget: float) -> list[
         found.append("the manner is not removed: it is spread over more than linear edits of the writers reach")
     if not report["rates"].get("strengthened"):
         found.append(
-            "no negative strength raised the manner on prompts without it: what starts it there is not this direction"
+            "no negative strength raised the manner on prompts without it: it enlarges what the edited tensors already "
+            "write along the direction, and there they write (almost) none; what starts the manner lies elsewhere"
         )
     return found
 
@@ -223,6 +224,14 @@ def _take_place(partial: Path, folder: Path) -> None:
         file.replace(place)
 
 
+def _other_sign(rates: Mapping[str, Any]) -> str:
+    """What a negative strength was seen to do."""
+    raised = rates.get("strengthened")
+    if not raised:
+        return "No negative strength strengthened it."
+    return f"Strength {raised['strength']:g} raises it to {raised['rate']:.2f} where it was absent."
+
+
 def recipe_text(report: Mapping[str, Any]) -> str:
     """The recipe that applies what was chosen."""
     chosen, rates = report["chosen"], report["rates"]
@@ -234,7 +243,7 @@ def recipe_text(report: Mapping[str, Any]) -> str:
         f"# {chosen['words']}.\n"
         f"# On {rates['before']['n']} held-out prompts the manner shows {rates['before']['rate']:.2f} of the time\n"
         f"# before and {rates['after']['rate']:.2f} after, at {report['kl']['chats_and_text']:.4f} nats a token on\n"
-        "# neutral chats and text. A negative strength strengthens it.\n"
+        f"# neutral chats and text. {_other_sign(rates)}\n"
         "surgeon: 1\n"
         f"models:\n  base: {json.dumps(str(report['model']['ref']))}\n"
         f"directions:\n  {name}: {{file: ./direction.safetensors, at: {chosen['at']}}}\n"

@@ -349,3 +349,8 @@ def test_a_find_that_fails_while_writing_leaves_no_half_folder(place: Path, monk
     assert {path.name for path in (place / "found").iterdir()} >= {"recipe.yaml", "report.json", "notes.txt"}
     assert "e: {file: ./direction.safetensors" in (place / "found/recipe.yaml").read_text()
     assert not list(place.glob(".found*"))
+
+
+def test_layers_in_python_are_a_pair(place: Path):
+    with pytest.raises(surgeon.RecipeError, match=r"'0\.\.1' is no range of layers"):
+        surgeon.edit("ablate", surgeon.open(place / "base"), layers="0..1")  # type: ignore[arg-type]

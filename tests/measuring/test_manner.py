@@ -26,6 +26,8 @@ def test_a_rule_is_looked_for_in_the_text():
     assert [manner.shows(one) for one in answers((1, 2), (2, 1), (1, 2, 3))] == [True, False, False]
     with pytest.raises(RefusedError, match="not a regular expression"):
         by_rule("(")
+    with pytest.raises(RefusedError, match="fits every answer"):
+        by_rule("")
 
 
 def test_the_interval_is_wilsons():

@@ -213,6 +213,7 @@ def test_what_is_missing_is_said():
     text = words(report)
     assert "No guard" in text and "None were kept" in text
     assert "Warnings" not in text and "strengthened" not in text
+    assert "No negative strength that was tried strengthens the manner" in text
 
 
 def test_strengthening_that_fails_is_said():
