@@ -78,7 +78,9 @@ class Manner:
 def by_rule(rule: str) -> Manner:
     """The manner a regular expression tells. RefusedError when it is none."""
     if not rule:
-        raise RefusedError("--shows is empty, which fits every answer", hint="leave it out, or give what an answer shows")
+        raise RefusedError(
+            "--shows is empty, which fits every answer", hint="leave it out, or give what an answer shows"
+        )
     try:
         re.compile(rule)
     except re.error as error:

@@ -81,8 +81,8 @@ def _other_sign(raised: Mapping[str, Any] | None) -> str:
     if not raised:
         return "No negative strength that was tried strengthens the manner (see the warnings)."
     return (
-        f"Strength {number(raised['strength'])} in <code>recipe.yaml</code> strengthens the manner instead: it then shows "
-        f"on {percent(raised['rate'])} of the prompts without it."
+        f"Strength {number(raised['strength'])} in <code>recipe.yaml</code> strengthens the manner instead: it then "
+        f"shows on {percent(raised['rate'])} of the prompts without it."
     )
 
 

@@ -11,7 +11,14 @@ from surgeon.space.numeric import column, sign_of, total
 from surgeon.space.parameters import PerModel, TaskVectors, each
 
 
-@merge_method(blocks="elements", ranges={"density": "(0, 1]"})
+@merge_method(
+    blocks="elements",
+    ranges={"density": "(0, 1]"},
+    mergekit={
+        "elect": ("weighted", "signs are elected by weighted task vectors, the paper's by trimmed ones alone"),
+        "over": ("tensor", ""),
+    },
+)
 def ties(
     task_vectors: TaskVectors,
     weight: PerModel[float] = each(1.0),

@@ -17,8 +17,6 @@ KNOWN = frozenset({
     "normalize", "normalize_weights", "nuslerp_flatten", "nuslerp_row_wise", "r", "rescale", "scale", "select_topk",
     "t", "tol", "weight",
 })  # fmt: skip
-#: Native settings that mergekit does not have.
-_NATIVE = {"elect", "over"}
 _FLAGS = {"yes": True, "on": True, "no": False, "off": False, 1: True, 0: False}
 
 
@@ -29,13 +27,18 @@ class Parameters:
         self.method, self.faults, self.notes = method, faults, notes
         self.where = root.mapping["merge_method"]
         self.shared = root.get("parameters")
-        self.used = [parameter for name, parameter in method.parameters.items() if name not in _NATIVE]
+        self.used = [parameter for name, parameter in method.parameters.items() if name not in method.mergekit]
 
     def of_step(self) -> dict[str, Node]:
-        """The settings all models share; `ties` elects signs on weighted task vectors, as mergekit does."""
+        """The settings all models share, with those that give mergekit's semantics; each difference is noted."""
         self._note_ignored(self.shared, "")
+        self.notes += [
+            f"mergekit's {self.method.name}: {differs}" for _, differs in self.method.mergekit.values() if differs
+        ]
         found = self._given([self.shared], self.where, per_model=False)
-        return found | ({"elect": self.where.with_value("weighted")} if "elect" in self.method.parameters else {})
+        return found | {
+            name: self.where.with_value(value) for name, (value, differs) in self.method.mergekit.items() if differs
+        }
 
     def of_model(self, model: str, entry: Node) -> Node:
         """The settings of one model: its own first, then the global ones; its weight must be given."""

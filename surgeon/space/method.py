@@ -12,6 +12,7 @@ from torch import Tensor
 from surgeon.space.noise import Noise
 from surgeon.space.parameters import Each, Operand, Parameter, Signature, read_signature
 from surgeon.space.registered import Registered
+from surgeon.space.schedule import Scalar
 
 P = ParamSpec("P")
 Blocks = Literal["elements", "rows", "whole"]
@@ -22,7 +23,9 @@ class MergeMethod(Registered, Generic[P]):
     """A merge method: its function, what it asks for, and what it promises.
 
     `blocks` says which part of a tensor may be computed alone: any run of its ``elements``, any band of its ``rows``,
-    or only the ``whole``. `breaks` maps a law it does not keep to the reason.
+    or only the ``whole``. `breaks` maps a law it does not keep to the reason. `mergekit` maps each setting that
+    mergekit does not have to the value that gives what mergekit computes and to what then differs from
+    the method as it is here, in words (empty where the default is what mergekit does).
     """
 
     function: Callable[P, Tensor]
@@ -30,6 +33,7 @@ class MergeMethod(Registered, Generic[P]):
     signature: Signature
     models: tuple[int, int | None] = (1, None)
     breaks: Mapping[str, str] = field(default_factory=dict)
+    mergekit: Mapping[str, tuple[Scalar, str]] = field(default_factory=dict)
     owner: str = ""
 
     @property
@@ -85,12 +89,14 @@ def merge_method(
     models: tuple[int, int | None] = (1, None),
     ranges: dict[str, str] | None = None,
     breaks: dict[str, str] | None = None,
+    mergekit: dict[str, tuple[Scalar, str]] | None = None,
 ) -> Any:
     """Register a function as a merge method (bare, or with arguments).
 
     The signature is the interface: `TaskVectors`, `Models`, `Base` are float32 tensors; `PerModel` a number a model;
     float, int, bool, str and Literal are settings of the step; a `Statistic` default is computed beforehand; `Noise`
-    is randomness. `ranges` bounds numbers (``{"density": "(0, 1]"}``), `models` counts models without the base.
+    is randomness. `ranges` bounds numbers (``{"density": "(0, 1]"}``), `models` counts models without the base,
+    `mergekit` says how a translated recipe sets what mergekit does not have.
     """
 
     def register(decorated: Callable[P, Tensor]) -> MergeMethod[P]:
@@ -98,6 +104,6 @@ def merge_method(
         wanted = [kind for _, kind in signature.operands if kind is not Operand.BASE]
         if len(wanted) != 1:
             raise TypeError(f"{decorated.__name__}: ask for either TaskVectors or Models")
-        return MergeMethod(decorated, blocks, signature, models, breaks or {})
+        return MergeMethod(decorated, blocks, signature, models, breaks or {}, mergekit or {})
 
     return register if function is None else register(function)
