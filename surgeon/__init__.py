@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from surgeon.verbs.apply import apply
     from surgeon.verbs.diff import diff
     from surgeon.verbs.doctor import doctor
+    from surgeon.verbs.export import export_adapter
     from surgeon.verbs.find import find
     from surgeon.verbs.import_gguf import import_gguf
     from surgeon.verbs.measure import apply_to, measure_residual
@@ -53,6 +54,7 @@ _HOMES = {
     "copy_recipe": "surgeon.verbs.recipes",
     "dump_recipe": "surgeon.recipe",
     "edit": "surgeon.space.editing_api",
+    "export_adapter": "surgeon.verbs.export",
     "list_methods": "surgeon.verbs.methods",
     "list_recipes": "surgeon.verbs.recipes",
     "load_recipe": "surgeon.recipe",
@@ -68,9 +70,9 @@ _HOMES = {
 __all__ = [
     "BudgetError", "CheckpointError", "Direction", "Expr", "Fault", "Fit", "MismatchError", "Origin", "OutputError",
     "Progress", "RecipeError", "RefusedError", "RunError", "SurgeonError", "VerificationError", "__version__",
-    "apply", "apply_to", "copy_recipe", "diff", "doctor", "dump_recipe", "edit", "find", "import_gguf",
-    "list_methods", "list_recipes", "load_recipe", "measure_residual", "merge", "open", "plan", "reshape", "schema",
-    "show", "verify",
+    "apply", "apply_to", "copy_recipe", "diff", "doctor", "dump_recipe", "edit", "export_adapter", "find",
+    "import_gguf", "list_methods", "list_recipes", "load_recipe", "measure_residual", "merge", "open", "plan",
+    "reshape", "schema", "show", "verify",
 ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from surgeon_cli import (
     apply,
     diff,
     doctor,
+    export,
     failures,
     find,
     import_gguf,
@@ -42,6 +43,7 @@ app.command("import")(import_gguf.command)
 app.command("methods")(methods.command)
 app.command("schema")(schema.command)
 app.command("doctor")(doctor.command)
+app.add_typer(export.app, name="export")
 app.add_typer(measure.app, name="measure")
 app.add_typer(recipes.app, name="recipes")
 

@@ -11,8 +11,9 @@ from blake3 import blake3
 from torch import Tensor
 
 from surgeon.engine.devices import choose
-from surgeon.engine.measure import measure_model, measure_tensor
+from surgeon.engine.measure import measure_tensor
 from surgeon.engine.reading import DiskReader, Files
+from surgeon.engine.values import Values
 from surgeon.measuring.magnitude import slack
 from surgeon.measuring.reading import each, elements
 from surgeon.measuring.rounding import near
@@ -54,15 +55,9 @@ class Bench:
     @classmethod
     def of(cls, plan: Plan, files: Files, tick: Callable[[int], None]) -> Bench:
         """A bench with the statistics that span the model measured."""
-        device = choose(plan.options.device)
-
-        def evaluator_for(target: Target, known: Known) -> Evaluator:
-            return Evaluator(plan.steps, DiskReader(files, device), known)
-
-        def measure(_: None) -> Known:
-            return measure_model(plan.steps, plan.targets, evaluator_for, _BLOCK, lambda count: None)
-
-        return cls(plan, files, device, each(measure, [None])[0], tick)
+        return cls(
+            plan, files, choose(plan.options.device), each(lambda _: Values.of(plan, files).known, [None])[0], tick
+        )
 
     def evaluator(self, key: Key, steps: Mapping[Key, Step] | None = None, rounded: str | None = None) -> Evaluator:
         """An evaluator of a value, its own statistics measured; `rounded`: the dtype inputs are first rounded to."""

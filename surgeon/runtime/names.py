@@ -83,6 +83,29 @@ def views_of(model: Any, shapes: Shapes) -> Views:
     return found
 
 
+def module_names(config: Mapping[str, Any], shapes: Shapes) -> dict[str, str]:
+    """Disk name → parameter name, for the disk tensors that are one parameter each of the model transformers builds.
+
+    Nothing is loaded. Empty for an architecture that transformers does not know: the disk's names are all there is.
+    """
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    kind = str(config.get("model_type", ""))
+    if kind not in CONFIG_MAPPING:
+        return {}
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind].from_dict(dict(config)))
+    except ValueError:
+        return {}
+    found = _sources(model, model.state_dict(keep_vars=True), shapes)
+    alone = {
+        parameter: [n for names in by.values() for n in names] for parameter, (made, by) in found.items() if not made
+    }
+    return {names[0]: parameter for parameter, names in alone.items() if len(names) == 1}
+
+
 def _views(parameter: str, value: Tensor, converter: Any, sources: Sources, shapes: Shapes) -> dict[str, Tensor]:
     if value.device.type == "meta":
         raise MismatchError(

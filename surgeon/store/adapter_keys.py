@@ -14,7 +14,7 @@ from surgeon.store.header import Stored
 PREFIX = "base_model.model."
 
 #: Modules that PEFT stores whole when the vocabulary was resized or an embedding is a target.
-_EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out")
+EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out")
 
 _LOW_RANK = re.compile(
     r"(?P<module>.+)\.((?P<factor>lora_[AB])\.weight|(?P<whole>lora_embedding_[AB]|base_layer\.(weight|bias))"
@@ -89,7 +89,7 @@ def _replaced(name: str, settings: Settings, tensors: Mapping[str, Stored]) -> s
         return target if settings.saves(target) else None
     module, _, leaf = name.rpartition(".")
     targeted = settings.bias == "lora_only" and f"{PREFIX}{module}.lora_A.weight" in tensors
-    whole = leaf == "weight" and module.rpartition(".")[2] in _EMBEDDINGS
+    whole = leaf == "weight" and module.rpartition(".")[2] in EMBEDDINGS
     bias = leaf == "bias" and (settings.bias == "all" or targeted)
     return name if whole or bias or settings.saves(name) else None
 

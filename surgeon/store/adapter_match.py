@@ -102,6 +102,11 @@ def _turned(update: Update, name: str, base: Mapping[str, TensorSpec]) -> Update
     return None if update.transposed else update
 
 
+def stored_transposed(name: str, base: Mapping[str, TensorSpec]) -> bool:
+    """Whether a weight is one of the CONV1D layers and the base stores those as [in, out]."""
+    return _leaf(name) in CONV1D and bool(_stores_conv1d(base))
+
+
 def _stores_conv1d(base: Mapping[str, TensorSpec]) -> bool | None:
     """Whether the base stores the CONV1D layers as [in, out]: a bias is as long as the side of the outputs."""
     for name, spec in base.items():

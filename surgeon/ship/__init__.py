@@ -1,0 +1,1 @@
+"""Other forms of a result than a whole checkpoint: adapters."""

@@ -1,0 +1,125 @@
+"""Exported adapters: PEFT on the base gives the model they were made of."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+import surgeon
+from surgeon.artifacts.direction import direction
+from surgeon.testing.toys import read_checkpoint, toy_llama, write_checkpoint
+from surgeon_cli import installation, main
+
+IDS = torch.arange(3, 19)[None]
+
+
+def logits(folder: Path, adapter: Path | None = None) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = model if adapter is None else PeftModel.from_pretrained(model, str(adapter)).eval()
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return toy_llama(tmp_path / "base", 1)
+
+
+@pytest.fixture
+def tuned(base: Path, tmp_path: Path) -> Path:
+    """A fine-tune of the base's matrices alone, of full rank."""
+    tensors = {
+        name: value + 0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(7))
+        if "layers" in name and value.ndim == 2
+        else value
+        for name, value in read_checkpoint(base).items()
+    }
+    return write_checkpoint(tmp_path / "tuned", tensors)
+
+
+def test_a_full_rank_adapter_is_the_fine_tune(base, tuned, tmp_path):
+    report = surgeon.export_adapter(tuned, tmp_path / "adapter", base=base, error=1e-6)
+    assert torch.allclose(logits(base, tmp_path / "adapter"), logits(tuned), atol=1e-4)
+    assert report.error < 1e-6 and len(report.tensors) == 21
+
+
+def test_an_ablation_without_the_embedding_is_an_adapter_of_its_rank(base, tmp_path):
+    model = surgeon.edit(
+        "ablate", surgeon.open(base), directions=direction(torch.randn(2, 32), at="block.1"),
+        writers=("attention", "mlp"),
+    )  # fmt: skip
+    report = surgeon.export_adapter(model, tmp_path / "adapter", error=1e-4)
+    assert {rank for rank, _ in report.tensors.values()} == {2}
+    surgeon.apply(model, tmp_path / "out")
+    assert torch.allclose(logits(base, tmp_path / "adapter"), logits(tmp_path / "out"), atol=1e-4)
+
+
+def test_arithmetic_of_adapters_stays_in_factors(base, tuned, tmp_path):
+    surgeon.export_adapter(tuned, tmp_path / "one", base=base, rank=3)
+    surgeon.export_adapter(tuned, tmp_path / "two", base=base, rank=2)
+    model = surgeon.open(base) + 0.5 * surgeon.open(tmp_path / "one") - 2 * surgeon.open(tmp_path / "two")
+    report = surgeon.export_adapter(model, tmp_path / "sum")
+    assert {rank for rank, _ in report.tensors.values()} == {5} and report.error == 0
+    surgeon.apply(model, tmp_path / "out")
+    assert torch.allclose(logits(base, tmp_path / "sum"), logits(tmp_path / "out"), atol=1e-4)
+    # Of the sum of the two, the second lies within the span of the first.
+    assert surgeon.export_adapter(model, tmp_path / "cut", error=1e-5).tensors.popitem()[1][0] == 3
+
+
+def test_merged_adapters_are_merged_through_their_products(base, tuned, tmp_path):
+    for name, rank in (("one", 3), ("two", 2)):
+        surgeon.export_adapter(tuned, tmp_path / name, base=base, rank=rank)
+    members = [surgeon.open(tmp_path / "one"), surgeon.open(tmp_path / "two")]
+    merged = surgeon.merge("ties", members, base_model=surgeon.open(base), density=0.5)
+    surgeon.export_adapter(merged, tmp_path / "ties", error=1e-6)
+    surgeon.apply(merged, tmp_path / "out")
+    assert torch.allclose(logits(base, tmp_path / "ties"), logits(tmp_path / "out"), atol=1e-4)
+
+
+def test_conv1d_and_names_of_gpt2(tmp_path):
+    torch.manual_seed(0)
+    config = GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=40, n_positions=32)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "base")
+    tensors = read_checkpoint(tmp_path / "base")
+    moved = {n: v + 0.1 * torch.randn_like(v) if "c_" in n and v.ndim == 2 else v for n, v in tensors.items()}
+    # The Hub's gpt2 has no prefix before its blocks.
+    for folder, held in (("base", tensors), ("tuned", moved)):
+        held = {name.removeprefix("transformer."): value for name, value in held.items()}
+        write_checkpoint(tmp_path / folder, held, config.to_dict())
+    surgeon.export_adapter(tmp_path / "tuned", tmp_path / "adapter", base=tmp_path / "base", error=1e-6)
+    assert torch.allclose(logits(tmp_path / "base", tmp_path / "adapter"), logits(tmp_path / "tuned"), atol=1e-4)
+
+
+def test_what_no_adapter_carries_is_listed_and_may_be_dropped(base, tmp_path):
+    tuned = toy_llama(tmp_path / "all", 5, base=base)
+    with pytest.raises(surgeon.MismatchError, match=r"(?s)cannot hold 8 of the changes.*embed_tokens.*embedding"):
+        surgeon.export_adapter(tuned, tmp_path / "adapter", base=base, rank=2)
+    assert not (tmp_path / "adapter").exists()
+    report = surgeon.export_adapter(tuned, tmp_path / "adapter", base=base, rank=2, drop=["*norm*", "*embed*"])
+    assert len(report.dropped) == 8
+    assert not any("norm" in name for name in load_file(tmp_path / "adapter/adapter_model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("tuned", "name the base: --base"),
+        ("tuned --base ./base", "say how much to keep"),
+        ("base --base ./base --rank 2", "the model is its base"),
+        ("tuned --base ./base --error 1.5", "is no share"),
+        ("tuned --base ./nowhere --rank 2", "no such file"),
+    ],
+)
+def test_bad_input_is_refused_and_leaves_nothing(base, tuned, tmp_path, monkeypatch, capfd, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    what, *others = arguments.split()
+    monkeypatch.setattr("sys.argv", ["surgeon", "export", "adapter", f"./{what}", "-o", "adapter", *others])
+    monkeypatch.setattr(installation, "check", lambda: None)
+    with pytest.raises(SystemExit) as end:
+        main.run()
+    assert end.value.code == 2
+    assert says in capfd.readouterr().err
+    assert not (tmp_path / "adapter").exists()
