@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from surgeon.verbs.find import find
     from surgeon.verbs.import_gguf import import_gguf
     from surgeon.verbs.measure import apply_to, measure_residual
+    from surgeon.verbs.measure_merge import measure_merge
     from surgeon.verbs.methods import list_methods
     from surgeon.verbs.plan import plan
     from surgeon.verbs.recipes import copy_recipe, list_recipes
@@ -58,6 +59,7 @@ _HOMES = {
     "list_methods": "surgeon.verbs.methods",
     "list_recipes": "surgeon.verbs.recipes",
     "load_recipe": "surgeon.recipe",
+    "measure_merge": "surgeon.verbs.measure_merge",
     "measure_residual": "surgeon.verbs.measure",
     "merge": "surgeon.space.api",
     "open": "surgeon.space.api",
@@ -71,8 +73,8 @@ __all__ = [
     "BudgetError", "CheckpointError", "Direction", "Expr", "Fault", "Fit", "MismatchError", "Origin", "OutputError",
     "Progress", "RecipeError", "RefusedError", "RunError", "SurgeonError", "VerificationError", "__version__",
     "apply", "apply_to", "copy_recipe", "diff", "doctor", "dump_recipe", "edit", "export_adapter", "find",
-    "import_gguf", "list_methods", "list_recipes", "load_recipe", "measure_residual", "merge", "open", "plan",
-    "reshape", "schema", "show", "verify",
+    "import_gguf", "list_methods", "list_recipes", "load_recipe", "measure_merge", "measure_residual", "merge", "open",
+    "plan", "reshape", "schema", "show", "verify",
 ]  # fmt: skip
 
 

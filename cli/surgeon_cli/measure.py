@@ -1,4 +1,4 @@
-"""`surgeon measure`: what an edit did to a model, seen by running it."""
+"""`surgeon measure`: what an edit did to a model, seen by running it; what a merge has to expect."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,16 +6,18 @@ from typing import Annotated
 import typer
 
 import surgeon
-from surgeon_cli import options, output
+from surgeon_cli import options, output, progress
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
 
 @app.callback()
 def command() -> None:
-    """Run a model and measure what an edit did to it.
+    """Measure what an edit did to a model, or what a merge has to expect.
 
-    Example:
+    Examples:
+
+      surgeon measure merge ./math ./code --base ./base
 
       surgeon measure residual out/ --direction found/direction.safetensors
     """
@@ -47,4 +49,33 @@ def residual(
       surgeon measure residual out/ --direction d.safetensors --at block.14
     """
     report = surgeon.measure_residual(model, direction, at=at, prompts=prompts, device=device, dtype=dtype)
+    output.summarise(report, as_json=as_json)
+
+
+@app.command()
+def merge(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Checkpoints or adapters: folders, Hub ids.")],
+    base: Annotated[str, typer.Option(metavar="BASE", help="The model they were made from.")],
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompts", metavar="NAME=FILE", help="Examples of a model's skill. May be repeated."),
+    ] = None,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """Show how task vectors lie to each other, and what a merge has to expect.
+
+    Norms, cosines, sign conflict, subspace alignment and interference by
+    layer; with prompts, what their sum keeps of each model's answers.
+
+    Examples:
+
+      surgeon measure merge ./math ./code --base ./base
+
+      surgeon measure merge ./math ./code --base ./base --prompts math=math.jsonl
+    """
+    with progress.drawn(quiet=as_json) as on_event:
+        report = surgeon.measure_merge(
+            models, base, prompts=options.overrides(prompts), device=device, on_event=on_event
+        )
     output.summarise(report, as_json=as_json)
