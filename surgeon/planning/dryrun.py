@@ -76,7 +76,7 @@ def begin_statistics(steps: Mapping[Key, Step], key: Key) -> Known:
     known: Known = {}
     for step in measured(steps, key):
         kernel = kernel_named(step.kernel)
-        width = kernel.width(len([need for need in step.inputs if not need.whole]))
+        width = kernel.width(len([need for need in step.inputs if not need.whole]), step.values)
         for name, statistic in kernel.statistics.items():
             known[step.key, name] = statistic.begin(width, step.spec.count, step.values)
     return known

@@ -173,8 +173,10 @@ class Mix:
         settings = self._settings(tensor, graph)
         if all(key is None or key == base for key in keys):
             return base
+        if len(keys) == 1 and self.method.unchanged_at(settings):
+            return keys[0]
         filled = [key or graph.add(self, tensor, "zeros", (), part=f"zero{i}") for i, key in enumerate(keys)]
-        inputs = tuple(Input(key) for key in ((base, *filled) if self.method.needs_base else filled) if key)
+        inputs = tuple(Input(key) for key in (base, *filled) if key)
         return graph.add(self, tensor, f"merge:{self.method.name}", inputs, settings)
 
     def _settings(self, tensor: str, graph: Graph) -> dict[str, Any]:

@@ -18,8 +18,7 @@ _LATER = {
     "chat_template": "setting a chat template is",
 }
 _LATER_METHODS = {
-    "arcee_fusion", "breadcrumbs", "breadcrumbs_ties", "dare_linear", "dare_ties", "della", "della_linear", "karcher",
-    "model_stock", "multislerp", "nearswap", "nuslerp", "passthrough", "ram", "ramplus_tl", "sce",
+    "breadcrumbs", "breadcrumbs_ties", "dare_linear", "dare_ties", "della", "della_linear", "ram", "ramplus_tl", "sce",
 }  # fmt: skip
 _KEYS = {
     "merge_method", "models", "parameters", "base_model", "dtype", "out_dtype", "tokenizer_source", "name", *_LATER,
@@ -42,7 +41,7 @@ def translate(root: Node, faults: Faults, notes: list[str]) -> Node:
     assert method is not None
     parameters = Parameters(method, root, faults, notes)
     step = {"merge": where, "semantics": where.with_value("mergekit"), **parameters.of_step()}
-    if method.needs_base:
+    if method.needs_base or (method.takes_base and base_node):
         if base_node is None:
             faults.add(f"{method.name} needs base_model", where)
         step["base_model"] = (base_node or where).with_value(base or "m0")

@@ -27,7 +27,8 @@ class Parameters:
         self.method, self.faults, self.notes = method, faults, notes
         self.where = root.mapping["merge_method"]
         self.shared = root.get("parameters")
-        self.used = [parameter for name, parameter in method.parameters.items() if name not in method.mergekit]
+        other = {name for name, (_, differs) in method.mergekit.items() if not (differs and name in KNOWN)}
+        self.used = [parameter for name, parameter in method.parameters.items() if name not in other]
 
     def of_step(self) -> dict[str, Node]:
         """The settings all models share, with those that give mergekit's semantics; each difference is noted."""
@@ -35,10 +36,9 @@ class Parameters:
         self.notes += [
             f"mergekit's {self.method.name}: {differs}" for _, differs in self.method.mergekit.values() if differs
         ]
-        found = self._given([self.shared], self.where, per_model=False)
-        return found | {
-            name: self.where.with_value(value) for name, (value, differs) in self.method.mergekit.items() if differs
-        }
+        chosen = {name: value for name, (value, differs) in self.method.mergekit.items() if name and differs}
+        theirs = {name: self.where.with_value(value) for name, value in chosen.items()}
+        return theirs | self._given([self.shared], self.where, per_model=False)
 
     def of_model(self, model: str, entry: Node) -> Node:
         """The settings of one model: its own first, then the global ones; its weight must be given."""

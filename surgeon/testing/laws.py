@@ -43,7 +43,8 @@ class Case:
     def operands(self, method: Method) -> dict[str, Any]:
         """The tensors by argument, and the noise."""
         models = self.base + self.vectors
-        given = {Operand.TASK_VECTORS: self.vectors, Operand.MODELS: models, Operand.BASE: self.base}
+        given = {Operand.MODELS: models, Operand.BASE: self.base}
+        given |= dict.fromkeys((Operand.TASK_VECTORS, Operand.VECTORS), self.vectors)
         tensors = {argument: given[kind].clone() for argument, kind in method.signature.operands}
         noise = method.signature.noise
         return tensors | ({noise: Noise(0, _TENSOR, self.labels)} if noise else {})
@@ -76,7 +77,7 @@ def _close(left: Tensor, right: Tensor) -> bool:
 
 def _change(method: Method, case: Case, change: Tensor) -> Tensor:
     """What a method gives where the model changes by this: the change itself, or base + change, as it works."""
-    return change if method.signature.asks(Operand.TASK_VECTORS) else case.base + change
+    return change if method.subtracts() else case.base + change
 
 
 def shape_kept(method: Method) -> None:
@@ -141,7 +142,7 @@ def blockwise(method: Method) -> None:
     for block in (4096, 8192):
         assert torch.equal(_through_steps(method, case, block), whole)
     plain = replace(case, vectors=(case.base + case.vectors) - case.base).call(method)
-    assert torch.equal(whole, plain + case.base if method.signature.asks(Operand.TASK_VECTORS) else plain)
+    assert torch.equal(whole, plain + case.base if method.subtracts() else plain)
 
 
 #: Name of each law, as a method's `breaks` spells it.
@@ -188,7 +189,7 @@ class _InMemory:
 
 def _through_steps(method: Method, case: Case, block: int) -> Tensor:
     """The merge as the engine does it: load steps, one merge step, statistics in rounds, blocks."""
-    tensors = [*([case.base] if method.needs_base else []), *(case.base + case.vectors)]
+    tensors = [*([case.base] if method.takes_base else []), *(case.base + case.vectors)]
     spec = TensorSpec("F32", tuple(case.base.shape))
     *loaded, last = (Key(number, _TENSOR) for number in range(len(tensors) + 1))
     steps = {key: Step(key, spec, "load", stored=Stored(Path("memory"), key.node, spec)) for key in loaded}

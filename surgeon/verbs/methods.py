@@ -98,7 +98,8 @@ def _setting(parameter: Parameter) -> dict[str, Any]:
 
 
 def _merge_facts(method: MergeMethod) -> dict[str, Any]:
-    return {"models": list(method.models), "needs_base": method.needs_base, "blocks": method.blocks}
+    base = "required" if method.needs_base else "optional" if method.takes_base else "not used"
+    return {"models": list(method.models), "base_model": base, "blocks": method.blocks}
 
 
 def _edit_facts(method: EditMethod) -> dict[str, Any]:
@@ -135,8 +136,7 @@ def _in_full(section: str, name: str, one: Mapping[str, Any]) -> list[str]:
 def _merge_lines(name: str, one: Mapping[str, Any]) -> list[str]:
     least, most = one["models"]
     count = f"{least} or more" if most is None else str(least) if most == least else f"{least} to {most}"
-    base = "required" if one["needs_base"] else "not used"
-    return [f"recipe: merge: {name}", f"models: {count}", f"base_model: {base}", f"blocks: {one['blocks']}"]
+    return [f"recipe: merge: {name}", f"models: {count}", f"base_model: {one['base_model']}", f"blocks: {one['blocks']}"]
 
 
 def _edit_lines(name: str, one: Mapping[str, Any]) -> list[str]:
