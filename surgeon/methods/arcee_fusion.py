@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -44,7 +44,7 @@ class Outliers(Statistic):
     The first round knows each row's divergence, the others select among the products.
     """
 
-    select: KthMagnitude = KthMagnitude()
+    select: KthMagnitude = field(default_factory=KthMagnitude)
 
     @property
     @override
@@ -134,7 +134,10 @@ _OUTLIERS: Any = Outliers()
     },
     mergekit={
         "": (True, "quartiles of large tensors are guessed from a million random entries, here they are exact"),
-        "divergence_in": ("float32", "divergences of rows are summed in float32, whose noise decides near the threshold"),
+        "divergence_in": (
+            "float32",
+            "divergences are summed in float32, whose noise decides near the threshold",
+        ),
     },
 )
 def arcee_fusion(

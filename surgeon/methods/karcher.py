@@ -16,8 +16,8 @@ from surgeon.space.statistics import Products, inner_products
     blocks="elements",
     ranges={"weight": "[0, inf)", "max_iter": "[0, inf)", "tol": "[0, inf)"},
     mergekit={
-        "weight": (1, ""),
-        "max_iter": (10, "at most 10 steps are taken unless max_iter says otherwise, here 100"),
+        "weight": (Fraction(1), ""),
+        "max_iter": (Fraction(10), "at most 10 steps are taken unless max_iter says otherwise, here 100"),
         "tol": (Fraction(1, 10**5), "steps end at a length of 1e-5 unless tol says otherwise, here 1e-12"),
         "opposite": ("refuse", "models that cancel are started from the first of them; here they are refused"),
     },

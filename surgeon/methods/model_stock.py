@@ -18,7 +18,10 @@ from surgeon.space.statistics import Products, inner_products
     ranges={"floor": "[0, inf)"},
     mergekit={
         "clamp": (False, "t may leave 0 to 1 where task vectors point away from each other"),
-        "floor": (Fraction(1, 10**6), "task vectors whose lengths multiply to less than 1e-6 count as nearer to orthogonal"),
+        "floor": (
+            Fraction(1, 10**6),
+            "task vectors whose lengths' product is below 1e-6 count as nearer to orthogonal",
+        ),
     },
 )
 def model_stock(

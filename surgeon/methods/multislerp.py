@@ -15,7 +15,10 @@ from surgeon.space.statistics import Products, inner_products
     blocks="elements",
     ranges={"eps": "[0, inf)"},
     mergekit={
-        "tangent": ("projection", "the tangent is a projection, whose weighted sum is zero: the mean direction is left"),
+        "tangent": (
+            "projection",
+            "tangents are projections, whose weighted sum is zero: the mean direction is left",
+        ),
         "opposite": ("linear", "two opposite tensors are added up; here they are refused"),
     },
 )

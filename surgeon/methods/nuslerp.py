@@ -51,7 +51,7 @@ def nuslerp(
     opposite: Literal["refuse", "linear"] = "refuse",
     cancelling: Literal["refuse", "half"] = "refuse",
     products: Products = inner_products(),
-    columns: Tensor | None = _COLUMNS
+    columns: Tensor | None = _COLUMNS,
 ) -> Tensor:
     """Move between two models along the arc between them, to where their weights' ratio says: t = w₂ / (w₁ + w₂).
 

@@ -200,6 +200,4 @@ def _table(pairs: Sequence[Tensor], models: int) -> Tensor:
     """A symmetric table [model, model, …] of its upper half, in the order of `_pairs`."""
     places = [(i, j) for i in range(models) for j in range(i, models)]
     of = {place: number for number, place in enumerate(places)}
-    return torch.stack(
-        [torch.stack([pairs[of[min(i, j), max(i, j)]] for j in range(models)]) for i in range(models)]
-    )
+    return torch.stack([torch.stack([pairs[of[min(i, j), max(i, j)]] for j in range(models)]) for i in range(models)])

@@ -187,7 +187,9 @@ class Merging(Kernel):
                 model -= stack[0]
             if based and not as_vectors and difference:
                 model += stack[0]
-        given = {Operand.BASE: stack[0]} | dict.fromkeys((Operand.MODELS, Operand.TASK_VECTORS, Operand.VECTORS), models)
+        given = {Operand.BASE: stack[0]} | dict.fromkeys(
+            (Operand.MODELS, Operand.TASK_VECTORS, Operand.VECTORS), models
+        )
         return {argument: given[kind] for argument, kind in self.method.signature.operands}
 
 

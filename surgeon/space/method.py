@@ -114,10 +114,11 @@ def merge_method(
 ) -> Any:
     """Register a function as a merge method (bare, or with arguments).
 
-    The signature is the interface: `TaskVectors`, `Models`, `Vectors`, `Base` are float32 tensors; `PerModel` a number a model;
-    float, int, bool, str and Literal are settings of the step; a `Statistic` default is computed beforehand; `Noise`
-    is randomness. `ranges` bounds numbers (``{"density": "(0, 1]"}``), `models` counts models without the base,
-    `unchanged` holds settings at which a single model stays as it is, `mergekit` says how a translated recipe sets what mergekit does not have.
+    The signature is the interface: `TaskVectors`, `Models`, `Vectors`, `Base` are float32 tensors; `PerModel` a number
+    a model; float, int, bool, str and Literal are settings of the step; a `Statistic` default is computed beforehand;
+    `Noise` is randomness. `ranges` bounds numbers (``{"density": "(0, 1]"}``), `models` counts models without the base,
+    `unchanged` holds settings at which a single model stays as it is, `mergekit` says how a translated recipe sets
+    what mergekit does not have.
     """
 
     def register(decorated: Callable[P, Tensor]) -> MergeMethod[P]:

@@ -136,7 +136,12 @@ def _in_full(section: str, name: str, one: Mapping[str, Any]) -> list[str]:
 def _merge_lines(name: str, one: Mapping[str, Any]) -> list[str]:
     least, most = one["models"]
     count = f"{least} or more" if most is None else str(least) if most == least else f"{least} to {most}"
-    return [f"recipe: merge: {name}", f"models: {count}", f"base_model: {one['base_model']}", f"blocks: {one['blocks']}"]
+    return [
+        f"recipe: merge: {name}",
+        f"models: {count}",
+        f"base_model: {one['base_model']}",
+        f"blocks: {one['blocks']}",
+    ]
 
 
 def _edit_lines(name: str, one: Mapping[str, Any]) -> list[str]:

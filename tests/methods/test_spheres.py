@@ -123,6 +123,7 @@ def test_rows_and_columns_of_a_tensor_of_many_tiles(tmp_path, settings):
 def test_without_a_base_the_models_themselves_are_merged(tmp_path):
     made = [{"w": random(4, 6, seed=seed)} for seed in range(3)]
     a, b, c = (surgeon.open(write_checkpoint(tmp_path / str(i), each, None)) for i, each in enumerate(made))
+
     def merged(**given):
         surgeon.apply(surgeon.merge("multislerp", [b, c], weight=1, **given), tmp_path / "out", overwrite=True)
         return load_file(tmp_path / "out" / "model.safetensors")["w"]
