@@ -171,6 +171,13 @@ def test_opposite_models_are_refused_by_tensor_and_a_rule_helps(tmp_path):
     assert load_file(tmp_path / "out" / "model.safetensors")["gate"] == -1
 
 
+@pytest.mark.parametrize("method", ["linear", "nuslerp", "multislerp"])
+def test_weights_that_cancel_are_refused_before_anything_is_read(tmp_path, method):
+    a, b = (surgeon.open(write_checkpoint(tmp_path / n, {"w": random(2, 2)}, None)) for n in "ab")
+    with pytest.raises(surgeon.RefusedError, match=rf"w \({method}\): the weights 0.5.* -0.5 cancel"):
+        surgeon.plan(surgeon.merge(method, [a, b], weight=[0.5, -0.5]))
+
+
 def test_how_many_models(tmp_path):
     a, b, c = (surgeon.open(write_checkpoint(tmp_path / n, {"w": random(2, 2)}, None)) for n in "abc")
     with pytest.raises(surgeon.RefusedError, match="takes 2 model"):
