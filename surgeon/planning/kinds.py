@@ -12,7 +12,7 @@ from surgeon.space.kernels import kernel_named
 
 _WORDS = {"low_rank": "adapter", "dora": "DoRA adapter", "BF16": "compensated rounding", "F16": "compensated rounding"}
 #: Steps that only prepare others.
-_SILENT = ("load", "zeros", "frame:columns")
+_SILENT = ("load", "zeros", "frame:columns", "span:columns")
 
 
 @dataclass(frozen=True, eq=False)

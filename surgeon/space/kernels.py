@@ -167,15 +167,20 @@ class Merging(Kernel):
 
     @override
     def __call__(self, stack: Tensor, call: Call) -> Tensor:
+        merged = self.run(self._operands(stack, call.settings), call)
+        based = len(stack) > len(call.settings["differences"])
+        return merged + stack[0] if self.method.subtracts(based) else merged
+
+    def run(self, operands: Mapping[str, Tensor], call: Call) -> Tensor:
+        """The function on its tensors, with the settings, statistics and noise of a call."""
         signature = self.method.signature
-        arguments = self._operands(stack, call.settings) | dict(call.known)
+        arguments = {**operands, **call.known}
         arguments |= {parameter.argument: call.settings[parameter.argument] for parameter in signature.parameters}
         if signature.noise:
             seed, labels = call.settings["seed"], call.settings["labels"]
-            arguments[signature.noise] = Noise(seed, call.block.tensor, labels, call.block.start)
-        merged = self.method.function(**arguments)
-        based = len(stack) > len(call.settings["differences"])
-        return merged + stack[0] if self.method.subtracts(based) else merged
+            tensor = call.block.tensor.partition("\0")[0]
+            arguments[signature.noise] = Noise(seed, tensor, labels, call.block.start)
+        return self.method.function(**arguments)
 
     def _operands(self, stack: Tensor, settings: Mapping[str, Any]) -> dict[str, Tensor]:
         """The function's tensors; base first in the stack where there is one. Differences stand for base + them."""
@@ -197,9 +202,11 @@ _BUILT_IN: Mapping[str, Kernel] = {"combine": Combine(), "zeros": Zeros(), "low_
 _KINDS: dict[str, Callable[[str], Kernel]] = {"merge": lambda name: Merging(merge_method_named(name))}
 #: Modules that register a kind when it is first asked for.
 _HOMES = {
+    "core": "surgeon.space.core_kernels",
     "edit": "surgeon.space.edit_kernels",
     "frame": "surgeon.space.edit_kernels",
     "round": "surgeon.space.rounding",
+    "span": "surgeon.space.core_kernels",
 }
 
 

@@ -27,7 +27,9 @@ class MergeMethod(Registered, Generic[P]):
     `breaks` maps a law it does not keep to the reason. `mergekit` maps each setting that mergekit does not have to the
     value that gives what mergekit computes and to what then differs from the method as it is here, in words (empty
     where the default is what mergekit does). A setting that mergekit has too, by another default, is there with that;
-    what differs without a setting has the name "".
+    what differs without a setting has the name "". `equivariant` says which changes of a matrix's basis go through it,
+    ``both`` where f(QτRᵀ) = Q f(τ) Rᵀ for Q and R with orthonormal columns, ``left`` where f(Qτ) = Q f(τ): adapters
+    are then merged in the space that their factors span.
     """
 
     function: Callable[P, Tensor]
@@ -38,6 +40,7 @@ class MergeMethod(Registered, Generic[P]):
     breaks: Mapping[str, str] = field(default_factory=dict)
     mergekit: Mapping[str, tuple[Scalar, str]] = field(default_factory=dict)
     owner: str = ""
+    equivariant: Literal["", "left", "both"] = ""
 
     @property
     def needs_base(self) -> bool:
@@ -111,6 +114,7 @@ def merge_method(
     unchanged: dict[str, float] | None = None,
     breaks: dict[str, str] | None = None,
     mergekit: dict[str, tuple[Scalar, str]] | None = None,
+    equivariant: Literal["", "left", "both"] = "",
 ) -> Any:
     """Register a function as a merge method (bare, or with arguments).
 
@@ -118,7 +122,8 @@ def merge_method(
     a model; float, int, bool, str and Literal are settings of the step; a `Statistic` default is computed beforehand;
     `Noise` is randomness. `ranges` bounds numbers (``{"density": "(0, 1]"}``), `models` counts models without the base,
     `unchanged` holds settings at which a single model stays as it is, `mergekit` says how a translated recipe sets
-    what mergekit does not have.
+    what mergekit does not have, `equivariant` which changes of basis of a matrix go through the method ("left" or
+    "both"), so that adapters are merged without their products.
     """
 
     def register(decorated: Callable[P, Tensor]) -> MergeMethod[P]:
@@ -126,6 +131,10 @@ def merge_method(
         wanted = [kind for _, kind in signature.operands if kind is not Operand.BASE]
         if len(wanted) != 1:
             raise TypeError(f"{decorated.__name__}: ask for one of TaskVectors, Models and Vectors")
-        return MergeMethod(decorated, blocks, signature, models, unchanged or {}, breaks or {}, mergekit or {})
+        if equivariant and (blocks != "whole" or signature.statistics or wanted != [Operand.TASK_VECTORS]):
+            raise TypeError(f"{decorated.__name__}: equivariant is for whole task vectors alone, without statistics")
+        return MergeMethod(
+            decorated, blocks, signature, models, unchanged or {}, breaks or {}, mergekit or {}, equivariant=equivariant
+        )
 
     return register if function is None else register(function)

@@ -145,16 +145,38 @@ def blockwise(method: Method) -> None:
     assert torch.equal(whole, plain + case.base if method.subtracts() else plain)
 
 
+def basis(method: Method) -> None:
+    """A change of basis goes through, f(QτRᵀ) = Q f(τ) Rᵀ, as its `equivariant` says; embeddings too."""
+    case = make_case(method, shape=(7, 5))
+    _goes_through(method, case, 7, 5)
+    # Sums of low rank in a larger space, where most directions mean nothing.
+    low = [vector[:, :1] @ vector[:1] for vector in case.vectors]
+    _goes_through(method, replace(case, vectors=torch.stack(low)), 24, 36)
+
+
+def _goes_through(method: Method, case: Case, rows: int, columns: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    small = case.base.shape
+    left = torch.linalg.qr(torch.randn(rows, small[0], generator=generator, dtype=torch.float64)).Q
+    right = torch.linalg.qr(torch.randn(columns, small[1], generator=generator, dtype=torch.float64)).Q
+    right = right if method.equivariant == "both" else torch.eye(small[1], dtype=torch.float64)
+    turned = replace(case, vectors=(left @ case.vectors.double() @ right.T).float())
+    expected = left @ case.call(method).double() @ right.T
+    assert torch.dist(turned.call(method), expected) <= 1e-4 * expected.norm()
+
+
 #: Name of each law, as a method's `breaks` spells it.
 LAWS: Mapping[str, Callable[[Method], None]] = {
     law.__name__: law
-    for law in (shape_kept, runs_on_meta, model_order, zero, one_model, scaling, inputs_untouched, blockwise)
+    for law in (shape_kept, runs_on_meta, model_order, zero, one_model, scaling, inputs_untouched, blockwise, basis)
 }
 
 
 def applies(law: str, method: Method) -> bool:
     """Whether a law speaks of a method at all: one model is no case for a method of exactly two."""
-    return law not in method.breaks and not (law == "one_model" and method.models[0] > 1)
+    if (law == "one_model" and method.models[0] > 1) or (law == "basis" and not method.equivariant):
+        return False
+    return law not in method.breaks
 
 
 def check(method: Method) -> None:
