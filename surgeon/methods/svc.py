@@ -19,8 +19,9 @@ def svc(task_vectors: TaskVectors, alpha: float = 1.0, lambda_: float = 1.0) -> 
     Paper: https://arxiv.org/abs/2602.05536. With the merge UΣVᵀ and sₜ = ⟨uᵀM, uᵀτₜ⟩/‖uᵀτₜ‖² along each u, σ becomes
     σ·T/Σ max(alpha, sₜ): what several models have in common was added up several times. At `alpha` 1, the default,
     singular values only shrink; the paper takes 1/T after task arithmetic, TIES and DARE, which raises weak ones too.
-    The first model may be a step of the recipe or a checkpoint from elsewhere. Rows are taken to be outputs. Vectors
-    and other tensors that are no matrices: the merge as it is.
+    The first model may be a step of the recipe or a checkpoint from elsewhere. Not after Iso-C or Iso-CTS: where all
+    singular values are equal, no direction u is defined. Rows are taken to be outputs. Vectors and other tensors that
+    are no matrices: the merge as it is.
     """
     calibrated = each_matrix(
         task_vectors, lambda matrices: _calibrated(matrices, alpha), lambda tensors: tensors[0].clone()

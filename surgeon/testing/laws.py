@@ -160,7 +160,8 @@ def _goes_through(method: Method, case: Case, rows: int, columns: int) -> None:
     left = torch.linalg.qr(torch.randn(rows, small[0], generator=generator, dtype=torch.float64)).Q
     right = torch.linalg.qr(torch.randn(columns, small[1], generator=generator, dtype=torch.float64)).Q
     right = right if method.equivariant == "both" else torch.eye(small[1], dtype=torch.float64)
-    turned = replace(case, vectors=(left @ case.vectors.double() @ right.T).float())
+    vectors = (left @ case.vectors.double() @ right.T).float()
+    turned = replace(case, base=torch.zeros_like(vectors[0]), vectors=vectors)
     expected = left @ case.call(method).double() @ right.T
     assert torch.dist(turned.call(method), expected) <= 1e-4 * expected.norm()
 
