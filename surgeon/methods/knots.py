@@ -25,10 +25,10 @@ def knots(
     """Decompose the task vectors side by side, [τ₁ … τ_T] = UΣ[V₁ … V_T], merge the Vₜ by `inner`, and put UΣ before.
 
     Paper: https://arxiv.org/abs/2410.19735, for LoRA adapters. TIES keeps each model's largest entries (`density` of
-    those in the rank), DARE drops entries at random (the same ones in every expert of a stack) and scales up the
-    rest; weights and sign election are those of `ties`. Rows are taken to be outputs. Vectors and other tensors that are no matrices: the weighted mean.
+    those in the rank), DARE drops entries at random (the same ones in every expert of a stack) and scales up the rest;
+    weights and sign election are those of `ties`. Rows are taken to be outputs. Vectors and other tensors that are no
+    matrices: the weighted mean.
     """
-
     return each_matrix(
         task_vectors,
         lambda matrices: _merged(matrices, noise, weight, density, inner),
