@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import surgeon
 from surgeon.methods.iso_c import iso_c
 from surgeon.methods.iso_cts import iso_cts
 from surgeon.methods.knots import knots
@@ -13,9 +14,11 @@ from surgeon.methods.task_arithmetic import task_arithmetic
 from surgeon.methods.ties import ties
 from surgeon.methods.tsv_m import tsv_m
 from surgeon.methods.wudi import wudi
+from surgeon.planning.dryrun import live_bytes
 from surgeon.space.noise import Noise
 from surgeon.space.registry import merge_methods
 from surgeon.space.spectral import decompose, polar
+from surgeon.testing.toys import toy_llama, write_checkpoint
 
 SPECTRAL = ["tsv_m", "iso_c", "iso_cts", "wudi", "svc", "knots"]
 
@@ -260,3 +263,24 @@ def test_norms_and_biases_get_the_mean(name):
 @pytest.mark.parametrize("shape", [(1, 6), (6, 1), (1, 1)])
 def test_the_smallest_matrices(name, shape):
     assert torch.isfinite(merge_methods()[name](drawn(3, *shape))).all()
+
+
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_the_same_bytes_whatever_the_blocks_and_threads(tmp_path, name):
+    base = toy_llama(tmp_path / "base")
+    models = [surgeon.open(toy_llama(tmp_path / str(i), i, base=base)) for i in (1, 2, 3)]
+    expr = surgeon.merge(name, models, base_model=surgeon.open(base))
+    assert surgeon.plan(expr).tier == "B"
+    written = set()
+    for number, options in enumerate(({"threads": 1}, {"threads": 2, "block": 4096}, {"threads": 2})):
+        surgeon.apply(expr, tmp_path / f"out{number}", **options)
+        written.add((tmp_path / f"out{number}" / "model.safetensors").read_bytes())
+    assert len(written) == 1
+
+
+def test_the_dry_run_counts_the_workspace_of_the_eigenvalue_solver(tmp_path):
+    paths = [write_checkpoint(tmp_path / n, {"w": drawn(96, 128, seed=i)}, None) for i, n in enumerate("abc")]
+    base, *models = map(surgeon.open, paths)
+    plan = surgeon.plan(surgeon.merge("iso_c", models, base_model=base))
+    # Three float32 inputs; the Gram matrix, its eigenvectors and LAPACK's 2n² in float64.
+    assert live_bytes(plan.steps, plan.targets[0], 1 << 20) >= 3 * 4 * 96 * 128 + 4 * 8 * 96 * 96
