@@ -17,7 +17,7 @@ from surgeon.methods.wudi import wudi
 from surgeon.planning.dryrun import live_bytes
 from surgeon.space.noise import Noise
 from surgeon.space.registry import merge_methods
-from surgeon.space.spectral import decompose, polar
+from surgeon.space.spectral import decompose, polar, signed
 from surgeon.testing.toys import toy_llama, write_checkpoint
 
 SPECTRAL = ["tsv_m", "iso_c", "iso_cts", "wudi", "svc", "knots"]
@@ -64,6 +64,14 @@ def test_polar_is_the_nearest_orthonormal_matrix():
     assert close(polar(columns), u @ vh, 1e-12)
     twice = polar(torch.cat([u, u], 1))
     assert close(twice, torch.cat([u, u], 1) / 2**0.5, 1e-9)
+
+
+def test_signs_are_pinned():
+    matrix = drawn(6, 9)
+    one, other = (signed(decompose(q @ matrix)) for q in (torch.eye(6), torch.linalg.qr(drawn(6, 6)).Q))
+    assert close(one.matrix, matrix, 1e-6)
+    assert (one.vh.max(1).values == one.vh.abs().max(1).values).all()
+    assert close(other.vh, one.vh, 1e-4)
 
 
 # --- TSV-M
