@@ -16,7 +16,20 @@ from surgeon.errors import MismatchError, nearest
 from surgeon.planning.side_files import config_of
 from surgeon.planning.sources import Sources
 from surgeon.space.coefficient import Coefficient
-from surgeon.space.expr import Combination, DirectionRef, Edit, Expr, Fit, Member, Merge, Model, Reshape, walk
+from surgeon.space.expr import (
+    Combination,
+    DataFit,
+    DirectionRef,
+    Edit,
+    Expr,
+    Fit,
+    Member,
+    Merge,
+    MergeSettings,
+    Model,
+    Reshape,
+    walk,
+)
 from surgeon.store.adapter import Adapter
 
 
@@ -26,9 +39,9 @@ def rebuilt(expr: Expr, made: dict[Expr, Expr]) -> Expr:
         terms: tuple[tuple[Expr, Coefficient], ...] = tuple((made[term], c) for term, c in expr.terms)
         return replace(expr, terms=terms)
     if isinstance(expr, Merge):
-        members = tuple(Member(made[member.of], member.settings) for member in expr.members)
+        members = tuple(Member(made[member.of], _settings(member.settings, made)) for member in expr.members)
         base = made[expr.base_model] if expr.base_model is not None else None
-        return replace(expr, members=members, base_model=base)
+        return replace(expr, members=members, base_model=base, settings=_settings(expr.settings, made))
     if isinstance(expr, Edit):
         uses = tuple(
             replace(use, source=replace(use.source, model=made[use.source.model]))
@@ -42,6 +55,14 @@ def rebuilt(expr: Expr, made: dict[Expr, Expr]) -> Expr:
     if isinstance(expr, Model) and expr.base_model is not None:
         return replace(expr, base_model=made[expr.base_model])
     return expr
+
+
+def _settings(given: MergeSettings, made: dict[Expr, Expr]) -> MergeSettings:
+    """Settings with the models that fits among them are measured on replaced."""
+    return tuple(
+        (name, replace(value, model=made[value.model]) if isinstance(value, DataFit) and value.model else value)
+        for name, value in given
+    )
 
 
 def untied(expr: Expr, sources: Sources) -> Expr:
