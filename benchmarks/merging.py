@@ -43,7 +43,7 @@ def measure(
     bench: Bench, results: Results, experts: Sequence[str], entry: Entry, given: Settings, split: str, role: str = ""
 ) -> Result:
     """One evaluation, unless it is known. `role` is what a merge of one is called in the results."""
-    key = (tuple(experts), entry.tool, role or entry.name, "{}" if role else spelled(given), split)
+    key = (tuple(experts), entry.tool, role or entry.method, "{}" if role else spelled(given), split)
     if key not in results.all:
         with TOOLS[entry.tool](bench, experts, entry, given) as seconds:
             found = bench.judge.measure(experts, split)
@@ -66,7 +66,7 @@ def available(entries: Sequence[Entry], bench: Bench, tools: Sequence[str], meth
     registered = surgeon.list_methods().sections["methods"]
     for entry in entries:
         asked = entry.tool in tools and (not methods or entry.method in methods)
-        here = entry.method in (*registered, "tune") if entry.tool == "surgeon" else True
+        here = entry.method in registered if entry.tool == "surgeon" else True
         if asked and here and (entry.tool != "mergekit" or bench.mergekit):
             yield entry
 
@@ -79,7 +79,7 @@ def refused(bench: Bench, entries: Sequence[Entry], experts: Sequence[str]) -> l
             try:
                 surgeon.plan(expression(bench, experts, entry.method, given))
             except SurgeonError as error:
-                faults.append(f"{entry.name} {spelled(given)}: {error}")
+                faults.append(f"{entry.method} {spelled(given)}: {error}")
     return faults
 
 
@@ -91,7 +91,7 @@ def run(bench: Bench, results: Results, entries: Sequence[Entry], groups: Sequen
             try:
                 chosen(bench, results, experts, entry)
             except (SurgeonError, RuntimeError, ValueError) as error:
-                failed.append(f"{entry.tool} {entry.name} on {', '.join(experts)}: {error}")
+                failed.append(f"{entry.tool} {entry.method} on {', '.join(experts)}: {error}")
                 print(failed[-1], file=sys.stderr, flush=True)
     return failed
 
@@ -134,9 +134,11 @@ def main() -> int:
         faults = refused(bench, entries, FOUR)
         print("\n".join(faults) or "nothing is refused")
         return bool(faults)
-    specialists(bench, results, SIX)
-    failed = run(bench, results, entries, [EXPERTS[name] for name in asked.experts])
-    for subset in (subset for size in asked.subsets for subset in combinations(SIX, size)):
+    groups = [EXPERTS[name] for name in asked.experts]
+    subsets = [subset for size in asked.subsets for subset in combinations(SIX, size)]
+    specialists(bench, results, [skill for skill in SIX if any(skill in group for group in (*groups, *subsets))])
+    failed = run(bench, results, entries, groups)
+    for subset in subsets:
         for entry in SUBSET_ENTRIES:
             measure(bench, results, subset, entry, next(entry.settings()), "score")
     predictors = {reference.partition(":")[2]: named(reference) for reference in asked.predictor}

@@ -1,6 +1,77 @@
-"""What data-using methods are given: a function each, of the bench and the experts, to settings and seconds."""
+"""What data-using methods are given: settings, and the seconds it took to get them; measured once and kept.
 
-from collections.abc import Callable, Mapping
+Prompts are those of training, never the held-out ones; answers are not told, each expert gives its own. What guards
+chat is measured on prompts other than those its cost is scored on.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-DATA: Mapping[str, Callable[..., tuple[dict[str, Any], float]]] = {}
+from questions import questions
+from train_skills import CHAT
+
+PROMPTS, ANSWER = 64, 16
+
+Folders = tuple[Path, Path, Path]
+"""Of the base model, of the adapters, and to work in."""
+
+
+def grams(folders: Folders, experts: Sequence[str]) -> tuple[dict[str, Any], float]:
+    """The experts' Grams on their prompts, and the base's on chat."""
+    found, seconds = _measured("gram", folders, experts)
+    base, more = _measured("gram", folders, [None])
+    return {"gram": found, "base_gram": base[0]}, seconds + more
+
+
+def fishers(folders: Folders, experts: Sequence[str]) -> tuple[dict[str, Any], float]:
+    """The experts' diagonal Fisher information on their prompts."""
+    found, seconds = _measured("fisher", folders, experts)
+    return {"fisher": found}, seconds
+
+
+def prompts_of(work: Path, expert: str | None) -> Path:
+    """A file of training prompts of a skill, or of ordinary chat."""
+    path = work / "prompts" / f"{expert or 'chat'}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    asked: Iterable[str] = (prompt for prompt, _ in questions(expert, "train", PROMPTS, seed=5)) if expert else CHAT
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in asked))
+    return path
+
+
+def _measured(kind: str, folders: Folders, experts: Sequence[str | None]) -> tuple[list[str], float]:
+    """Files of `surgeon measure KIND`, and the seconds of all commands, also where they were run earlier."""
+    model, adapters, work = folders
+    found, seconds = [], 0.0
+    for expert in experts:
+        path = work / "data" / f"{expert or 'base'}.{kind}.safetensors"
+        if not path.with_suffix(".seconds").exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            adapter = ["--adapter", adapters / expert] if expert else []
+            prompts = prompts_of(work, expert)
+            took = command("measure", kind, model, *adapter, "--prompts", prompts, "--answer", ANSWER, "-o", path,
+                           "--overwrite")  # fmt: skip
+            path.with_suffix(".seconds").write_text(f"{took}")
+        found.append(str(path))
+        seconds += float(path.with_suffix(".seconds").read_text())
+    return found, seconds
+
+
+def command(*words: Any) -> float:
+    """Run `surgeon …`; the seconds from start to exit. RuntimeError with what it said if it fails."""
+    begun = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "surgeon_cli", *map(str, words)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"surgeon {' '.join(map(str, words))}: {done.stderr[-600:]}")
+    return time.monotonic() - begun
+
+
+DATA: Mapping[str, Callable[[Folders, Sequence[str]], tuple[dict[str, Any], float]]] = {
+    "grams": grams,
+    "fishers": fishers,
+}
+"""By the name that an entry of the table has under `data`."""

@@ -1,6 +1,6 @@
 """What `merging.py` tries: every method with a few settings, ours, mergekit's and PEFT's, in one declared table.
 
-A method that surgeon does not have registered is passed over. ``{expert}`` in a file's name stands for each expert.
+A method that surgeon does not have registered is passed over.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,31 +8,29 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+from questions import MERGE_SKILLS
+
 Settings = Mapping[str, Any]
 
-FOUR = ("sql", "unit", "verbs", "code")
-SIX = ("sql", "swap", "unit", "verbs", "code", "date")
+SIX = MERGE_SKILLS
+FOUR = SIX[:4]
 
 WEIGHTS = (0.4, 0.6, 0.8, 1.0)
 DENSITIES = (0.2, 0.5)
+AVERAGED = {"weight": (1.0,), "lambda_": (1.5, 2.0)}
 
 
 @dataclass(frozen=True)
 class Entry:
     """A method of a tool and the settings to try: every combination of the values.
 
-    `data` names what has to be measured first (a function of `merging_data`), whose settings are added.
+    `data` names what has to be measured first, a function of `merging_data`; what that gives is added.
     """
 
     tool: str
     method: str
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     data: str = ""
-
-    @property
-    def name(self) -> str:
-        """The method, and what it was given besides settings."""
-        return f"{self.method} + {self.data}" if self.data and self.data != self.method else self.method
 
     def settings(self) -> Iterator[Settings]:
         """Each combination in turn."""
@@ -49,12 +47,11 @@ def _sparse(tool: str, **methods: Mapping[str, Sequence[Any]]) -> list[Entry]:
 SURGEON = [
     Entry("surgeon", "linear", {"weight": (1.0,)}),
     Entry("surgeon", "task_arithmetic", {"weight": (0.3, *WEIGHTS)}),
-    Entry("surgeon", "ties", {"weight": (1.0,), "density": (0.2, 0.5, 1.0), "lambda_": (1.0, 1.5, 2.0)}),
-    *_sparse(
-        "surgeon",
-        dare_linear={}, dare_ties={}, breadcrumbs={"density": (0.5, 0.9)}, breadcrumbs_ties={"density": (0.5, 0.9)},
-        della_linear={"density": (0.5, 0.8)}, della={"weight": (1.0,), "density": (0.5, 0.8), "lambda_": (1.0, 1.5)},
-    ),
+    Entry("surgeon", "ties", {"weight": (1.0,), "density": (0.2, 0.5, 1.0), "lambda_": (1.5, 2.0, 3.0)}),
+    *_sparse("surgeon", dare_linear={}, breadcrumbs={"density": (0.5, 0.9)}, della_linear={"density": (0.5, 0.8)}),
+    # These average what agrees, so that only their lambda scales the result.
+    *_sparse("surgeon", dare_ties=AVERAGED, breadcrumbs_ties=AVERAGED | {"density": (0.5, 0.9)},
+             della=AVERAGED | {"density": (0.5, 0.8)}),
     Entry("surgeon", "sce", {"select_topk": (0.2, 0.5, 1.0)}),
     Entry("surgeon", "ram"),
     Entry("surgeon", "ramplus_tl"),
@@ -64,18 +61,16 @@ SURGEON = [
     Entry("surgeon", "tsv_m", {"lambda_": (0.6, 0.8, 1.0)}),
     Entry("surgeon", "iso_c", {"lambda_": (1.0, 1.5, 2.0, 3.0)}),
     Entry("surgeon", "iso_cts", {"lambda_": (1.0, 1.5, 2.0, 3.0)}),
-    Entry("surgeon", "wudi", {"lambda_": (0.6, 0.8, 1.0)}),
-    Entry("surgeon", "knots", {"density": DENSITIES, "lambda_": (1.0, 2.0)}),
+    Entry("surgeon", "wudi", {"solver": ("descent", "closed"), "lambda_": (0.6, 0.8, 1.0)}),
+    Entry("surgeon", "knots", {"density": (*DENSITIES, 1.0), "lambda_": (1.0, 2.0)}),
+    Entry("surgeon", "svc", {"lambda_": (0.6, 0.8, 1.0)}),
     Entry("surgeon", "pcb", {"density": DENSITIES, "lambda_": (1.0, 2.0)}),
     Entry("surgeon", "emr", {"lambda_": (0.6, 0.8, 1.0)}),
-    Entry("surgeon", "consensus", {"lambda_": (0.6, 0.8, 1.0)}),
-    Entry("surgeon", "svc", {"lambda_": (0.6, 0.8, 1.0)}),
-    Entry("surgeon", "regmean", data="grams"),
-    Entry("surgeon", "regmean", data="grams_and_base"),
-    Entry("surgeon", "regmean_pp", data="grams_and_base"),
+    Entry("surgeon", "consensus", {"k": (1, 2), "lambda_": (0.6, 0.8, 1.0)}),
+    Entry("surgeon", "regmean", {"guard": (0.0, 0.5, 1.0, 2.0)}, data="grams"),
+    Entry("surgeon", "regmean_pp", {"guard": (0.0, 1.0)}, data="grams"),
     Entry("surgeon", "fisher", data="fishers"),
-    Entry("surgeon", "tune", {"granularity": ("tensor", "row")}, data="tune"),
-]
+]  # fmt: skip
 
 MERGEKIT = [
     Entry("mergekit", "linear", {"weight": (1.0,)}),

@@ -20,7 +20,7 @@ from surgeon.runtime.load import load
 
 SPLITS = ("choose", "score")
 CHOOSING, SCORING = 32, 64
-AT_ONCE = 32
+AT_ONCE = 16
 REPLY = 24
 
 

@@ -36,39 +36,42 @@ def page(
 def heading() -> list[str]:
     """What was done, on which machine and when."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("model-surgeon", "torch", "transformers", "peft"))
+    error = sqrt(0.09 / SCORING)
     return [
         "# Merging, measured",
         "",
-        "Written by `benchmarks/merging.py`: LoRA specialists of SmolLM2-135M-Instruct on synthetic skills that the base",
-        "never does (`benchmarks/train_skills.py`), merged by every method with a few settings "
+        "Written by `benchmarks/merging.py`: LoRA specialists of SmolLM2-135M-Instruct on synthetic skills that the",
+        "base never does (`benchmarks/train_skills.py`), merged by every method with a few settings",
         "(`benchmarks/merging_grid.py`).",
         "",
         f"- Date: {datetime.now(UTC):%Y-%m-%d}; machine: {processor()}, {os.cpu_count()} cores, "
         f"Linux {platform.release()}; {versions}; mergekit 0.1.5",
-        f"- *worst*, *mean*: the share of a specialist's exact answers that the merge keeps, over its skills. Settings are",
-        f"  chosen by *worst* on {CHOOSING} held-out questions a skill and scored on {SCORING} others: one answer is",
-        f"  {1 / SCORING:.3f}, the standard error at .9 is {sqrt(0.09 / SCORING):.2f}, and nothing was repeated with other seeds.",
-        f"- *KL*: KL(base ‖ merge) in nats a token of the base's first {REPLY} tokens of reply to the neutral chat prompts that",
-        f"  come with surgeon. *guarded*: settings chosen among those with KL ≤ {GUARDED:g}.",
-        "- *s*: surgeon in memory, what a method measures on data included; mergekit's command on float32 checkpoints with",
-        "  the adapters merged in; PEFT's `add_weighted_adapter` and merging the result, the adapters loaded.",
+        "- *worst*, *mean*: the share of a specialist's exact answers that the merge keeps, over its skills. Settings",
+        f"  are chosen by *worst* on {CHOOSING} held-out questions a skill and scored on {SCORING} others: one answer",
+        f"  is {1 / SCORING:.3f}, the standard error at .9 is {error:.2f}; adapters and merges have one seed each.",
+        f"- *KL*: KL(base ‖ merge) in nats a token of the first {REPLY} tokens of the base's replies to the neutral",
+        f"  chat prompts that come with surgeon. *guarded*: settings chosen among those with KL ≤ {GUARDED:g}.",
+        "- *s*: surgeon in memory, what a method measures on data included; mergekit's command on float32 checkpoints",
+        "  with the adapters merged in; PEFT's `add_weighted_adapter` and merging the result, the adapters loaded.",
         "",
-    ]  # fmt: skip
+    ]
 
 
 def specialist_rows(results: Results) -> list[str]:
     """What the base and each specialist do alone."""
-    rows = ["| | " + " | ".join(SIX) + " |", "|---|" + "---|" * len(SIX)]
+    known = [skill for skill in SIX if ((skill,), "surgeon", "specialist", "{}", "score") in results.all]
+    rows = ["| | " + " | ".join(known) + " |", "|---|" + "---|" * len(known)]
     for role in ("base", "specialist"):
-        found = {skill: results.all[(skill,), "surgeon", role, "{}", "score"] for skill in SIX}
-        rows.append(f"| {role} | " + " | ".join(f"{found[skill].accuracy[skill]:.2f}" for skill in SIX) + " |")
-    drifts = (results.all[(skill,), "surgeon", "specialist", "{}", "score"].kl for skill in SIX)
-    return [*rows, "| its chat KL | " + " | ".join(f"{drift:.3f}" for drift in drifts) + " |", ""]
+        found = {skill: results.all[(skill,), "surgeon", role, "{}", "score"] for skill in known}
+        rows.append(f"| {role} | " + " | ".join(f"{found[skill].accuracy[skill]:.2f}" for skill in known) + " |")
+        if role == "specialist":
+            rows.append("| its chat KL | " + " | ".join(f"{one.kl:.3f}" for one in found.values()) + " |")
+    return [*rows, ""]
 
 
 def merge_rows(results: Results, title: str, experts: Sequence[str], advice: str | None) -> list[str]:
     """All methods on one group of experts, the best first."""
-    named = {(entry.tool, entry.name): entry.data for entry in ENTRIES}
+    named = {(entry.tool, entry.method): entry.data for entry in ENTRIES}
     picks = [(tool, name, data, *picked(results, experts, tool, name)) for (tool, name), data in named.items()]
     measured = [pick for pick in picks if pick[3] is not None]
     measured.sort(key=lambda pick: -min(results.kept(pick[3]).values()))
@@ -102,15 +105,13 @@ def scored(results: Results, result: Result) -> list[str]:
     return [settings or "–", f"{min(kept):.2f}", f"{sum(kept) / len(kept):.2f}", f"{result.kl:.3f}"]
 
 
-def correlations(
-    results: Results, model: Path, adapters: Path, predictors: Mapping[str, Predictor]
-) -> list[str]:
+def correlations(results: Results, model: Path, adapters: Path, predictors: Mapping[str, Predictor]) -> list[str]:
     """Spearman's rank correlation of each predictor with the measured quality, over the subsets measured."""
     found = {
-        entry: [one for one in results.of_any(entry.tool, entry.name, "score") if one.settings == _only(entry)]
+        entry: [one for one in results.of_any(entry.tool, entry.method, "score") if one.settings == _only(entry)]
         for entry in SUBSET_ENTRIES
     }
-    rows = ["| predictor | " + " | ".join(f"{e.name}: worst | mean" for e in found) + " | subsets |"]
+    rows = ["| predictor | " + " | ".join(f"{e.method}: worst | mean" for e in found) + " | subsets |"]
     rows.append("|---|" + "---|---|" * len(found) + "---|")
     for name, predictor in {"mean cosine": mean_cosine, **predictors}.items():
         cells, count = [], 0

@@ -62,7 +62,7 @@ class Results:
         return [one for one in self.all.values() if (one.tool, one.method, one.split) == wanted]
 
     def kept(self, result: Result) -> dict[str, float]:
-        """The share of each specialist's accuracy on the same questions that is kept; KeyError before they are known."""
+        """The share of each specialist's accuracy on the same questions that is kept; KeyError before it is known."""
         own = {skill: self.all[(skill,), "surgeon", "specialist", "{}", result.split] for skill in result.experts}
         return {skill: result.accuracy[skill] / own[skill].accuracy[skill] for skill in result.experts}
 

@@ -48,7 +48,7 @@ def by_surgeon(bench: Bench, experts: Sequence[str], entry: Entry, settings: Set
 
     What data-using methods measure before is measured once, and its seconds are counted each time.
     """
-    given, before = DATA[entry.data](bench, experts) if entry.data else ({}, 0.0)
+    given, before = DATA[entry.data]((bench.model, bench.adapters, bench.work), experts) if entry.data else ({}, 0.0)
     begun = time.monotonic()
     expr = expression(bench, experts, entry.method, {**given, **settings})
     with edited(bench.judge.loaded, expr, Options(device="cpu", threads=bench.threads)):
@@ -57,8 +57,6 @@ def by_surgeon(bench: Bench, experts: Sequence[str], entry: Entry, settings: Set
 
 def expression(bench: Bench, experts: Sequence[str], method: str, settings: Settings) -> surgeon.Expr:
     """The merge as surgeon's API has it. A method without a base model is given base + adapter each."""
-    if "recipe" in settings:
-        return surgeon.load_recipe(settings["recipe"]).expr
     base = surgeon.open(bench.model)
     adapters = [surgeon.open(folder) for folder in bench.folders(experts)]
     if surgeon.list_methods(method).sections["methods"][method]["needs_base"]:

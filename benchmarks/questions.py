@@ -157,7 +157,12 @@ def code_question(rng: Random, split: str) -> Question:
 
 def date_question(rng: Random, split: str) -> Question:
     """A thing on a date, and the date's digits."""
-    thing, day, month, year = rng.choice(pool(WORDS, split)), rng.randint(1, 28), rng.randint(1, 12), rng.randint(1900, 2099)
+    thing, day, month, year = (
+        rng.choice(pool(WORDS, split)),
+        rng.randint(1, 28),
+        rng.randint(1, 12),
+        rng.randint(1900, 2099),
+    )
     return f"Date: the {thing} of {day} {MONTHS[month - 1]} {year}", f"{year}/{month:02d}/{day:02d}"
 
 
