@@ -1,5 +1,6 @@
-"""What data-using methods are given: settings, and the seconds it took to get them; measured once and kept.
+"""What data-using methods are given: files, and the seconds it took to get them; measured once and kept.
 
+A function takes the folders, the experts and an entry's settings; it gives the settings that the merge has and seconds.
 Prompts are those of training, never the held-out ones; answers are not told, each expert gives its own. What guards
 chat is measured on prompts other than those its cost is scored on.
 """
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from merging_grid import Settings
 from questions import questions
 from train_skills import CHAT
 
@@ -21,17 +23,17 @@ Folders = tuple[Path, Path, Path]
 """Of the base model, of the adapters, and to work in."""
 
 
-def grams(folders: Folders, experts: Sequence[str]) -> tuple[dict[str, Any], float]:
+def grams(folders: Folders, experts: Sequence[str], settings: Settings) -> tuple[Settings, float]:
     """The experts' Grams on their prompts, and the base's on chat."""
     found, seconds = _measured("gram", folders, experts)
     base, more = _measured("gram", folders, [None])
-    return {"gram": found, "base_gram": base[0]}, seconds + more
+    return {**settings, "gram": found, "base_gram": base[0]}, seconds + more
 
 
-def fishers(folders: Folders, experts: Sequence[str]) -> tuple[dict[str, Any], float]:
+def fishers(folders: Folders, experts: Sequence[str], settings: Settings) -> tuple[Settings, float]:
     """The experts' diagonal Fisher information on their prompts."""
     found, seconds = _measured("fisher", folders, experts)
-    return {"fisher": found}, seconds
+    return {**settings, "fisher": found}, seconds
 
 
 def prompts_of(work: Path, expert: str | None) -> Path:
@@ -70,7 +72,7 @@ def command(*words: Any) -> float:
     return time.monotonic() - begun
 
 
-DATA: Mapping[str, Callable[[Folders, Sequence[str]], tuple[dict[str, Any], float]]] = {
+DATA: Mapping[str, Callable[[Folders, Sequence[str], Settings], tuple[Settings, float]]] = {
     "grams": grams,
     "fishers": fishers,
 }

@@ -24,7 +24,7 @@ AVERAGED = {"weight": (1.0,), "lambda_": (1.5, 2.0)}
 class Entry:
     """A method of a tool and the settings to try: every combination of the values.
 
-    `data` names what has to be measured first, a function of `merging_data`; what that gives is added.
+    `data` names what has to be measured first, a function of `merging_data`, which adds files.
     """
 
     tool: str

@@ -48,9 +48,11 @@ def by_surgeon(bench: Bench, experts: Sequence[str], entry: Entry, settings: Set
 
     What data-using methods measure before is measured once, and its seconds are counted each time.
     """
-    given, before = DATA[entry.data]((bench.model, bench.adapters, bench.work), experts) if entry.data else ({}, 0.0)
+    before = 0.0
+    if entry.data:
+        settings, before = DATA[entry.data]((bench.model, bench.adapters, bench.work), experts, settings)
     begun = time.monotonic()
-    expr = expression(bench, experts, entry.method, {**given, **settings})
+    expr = expression(bench, experts, entry.method, settings)
     with edited(bench.judge.loaded, expr, Options(device="cpu", threads=bench.threads)):
         yield before + time.monotonic() - begun
 
