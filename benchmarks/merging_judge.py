@@ -42,7 +42,7 @@ class Judge:
     def __init__(self, folder: Path, skills: Sequence[str], cache: Path) -> None:
         self.loaded = load(folder, device="cpu")
         self._served = copy.deepcopy(self.loaded.model).bfloat16()
-        self._asked = {skill: dict(zip(SPLITS, self._questions(skill), strict=True)) for skill in skills}
+        self._asked = {skill: self._questions(skill) for skill in skills}
         rows = self._replies(cache)
         parts = {"choose": rows[::3], "score": [row for i, row in enumerate(rows) if i % 3]}
         self._chat = {split: self._yardsticks(part) for split, part in parts.items()}
@@ -79,10 +79,13 @@ class Judge:
             count += len(after)
         return total / count
 
-    def _questions(self, skill: str) -> list[list[Packed]]:
-        sets = held_out(skill, CHOOSING, SCORING)
-        encoded = [[encode(self.loaded.tokenizer, question) for question in one] for one in sets]
-        return [[pack(rows) for rows in _batches(one)] for one in encoded]
+    def _questions(self, skill: str) -> dict[str, list[Packed]]:
+        """By split."""
+        found = {}
+        for split, drawn in zip(SPLITS, held_out(skill, CHOOSING, SCORING), strict=True):
+            rows = [encode(self.loaded.tokenizer, question) for question in drawn]
+            found[split] = [pack(batch) for batch in _batches(rows)]
+        return found
 
     def _replies(self, cache: Path) -> list[Example]:
         """What the base says to the neutral prompts that come with surgeon; kept, because saying it takes a while."""

@@ -71,22 +71,25 @@ def specialist_rows(results: Results) -> list[str]:
 
 def merge_rows(results: Results, title: str, experts: Sequence[str], advice: str | None) -> list[str]:
     """All methods on one group of experts, the best first."""
-    named = {(entry.tool, entry.method): entry.data for entry in ENTRIES}
-    picks = [(tool, name, data, *picked(results, experts, tool, name)) for (tool, name), data in named.items()]
-    measured = [pick for pick in picks if pick[3] is not None]
-    measured.sort(key=lambda pick: -min(results.kept(pick[3]).values()))
+    measured, left = [], []
+    for (tool, method), data in {(entry.tool, entry.method): entry.data for entry in ENTRIES}.items():
+        best, guarded = picked(results, experts, tool, method)
+        if best is None:
+            left.append(f"{tool} {method}")
+            continue
+        cells = [f"{tool} {method}", "yes" if data else "–", *scored(results, best), f"{best.seconds:.1f}"]
+        row = f"| {' | '.join([*cells, *(scored(results, guarded) if guarded else ['–'] * 4)])} |"
+        measured.append((min(results.kept(best).values()), row))
+    measured.sort(reverse=True)
     rows = [
         f"## {title}: {', '.join(experts)}",
         "",
         "| method | data | settings | worst | mean | KL | s | guarded: settings | worst | mean | KL |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
+        *(row for _, row in measured),
     ]
-    for tool, name, data, best, guarded in measured:
-        cells = [f"{tool} {name}", "yes" if data else "–", *scored(results, best), f"{best.seconds:.1f}"]
-        rows.append(f"| {' | '.join([*cells, *(scored(results, guarded) if guarded else ['–'] * 4)])} |")
-    left = ", ".join(f"{tool} {name}" for tool, name, _, best, _ in picks if best is None)
     said = f"`surgeon measure merge` recommends {advice}." if advice else "No recommendation was asked for."
-    return [*rows, "", said, *([f"Not measured: {left}."] if left else []), ""]
+    return [*rows, "", said, *([f"Not measured: {', '.join(left)}."] if left else []), ""]
 
 
 def picked(results: Results, experts: Sequence[str], tool: str, name: str) -> tuple[Result | None, Result | None]:

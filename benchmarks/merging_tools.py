@@ -126,9 +126,11 @@ def by_peft(bench: Bench, experts: Sequence[str], entry: Entry, settings: Settin
         weights = [settings["weight"]] * len(experts)
         if entry.method.endswith("svd"):
             # Room for all, in the reduced form: the default keeps one adapter's rank, and takes minutes.
-            ranks = sum(peft.peft_config[expert].r for expert in experts)
+            configs: Any = peft.peft_config
+            ranks = sum(configs[expert].r for expert in experts)
             shared |= {"svd_rank": ranks, "svd_full_matrices": False}
-        peft.base_model.add_weighted_adapter(list(experts), weights, "merged", entry.method, **shared)
+        tuner: Any = peft.base_model
+        tuner.add_weighted_adapter(list(experts), weights, "merged", entry.method, **shared)
         found = _merged(peft, "merged")
         took = time.monotonic() - begun
     with bench.judge.having(found):
@@ -152,9 +154,9 @@ def _peft(bench: Bench, folders: Sequence[Path]) -> Iterator[PeftModel]:
 def _merged(peft: PeftModel, name: str) -> dict[str, Tensor]:
     """The changed weights as the base model names them."""
     found = {}
-    for path, module in peft.base_model.model.named_modules():
-        if name in getattr(module, "lora_A", {}):
-            layer: Any = module
+    model: Any = peft.get_base_model()
+    for path, layer in model.named_modules():
+        if name in getattr(layer, "lora_A", {}):
             found[f"{path}.weight"] = layer.base_layer.weight + layer.get_delta_weight(name)
     return found
 
