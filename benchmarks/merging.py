@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from merging_grid import ENTRIES, FOUR, SIX, SUBSET_ENTRIES, Entry, Settings
 from merging_judge import SPLITS, Judge
-from merging_page import correlations, page
+from merging_page import page
+from merging_predict import Reports, correlations
 from merging_results import GUARDED, Result, Results, spelled
 from merging_tools import TOOLS, Bench, expression
 
@@ -66,7 +67,8 @@ def available(entries: Sequence[Entry], bench: Bench, tools: Sequence[str], meth
     registered = surgeon.list_methods().sections["methods"]
     for entry in entries:
         asked = entry.tool in tools and (not methods or entry.method in methods)
-        here = entry.method in registered if entry.tool == "surgeon" else True
+        # tune is a verb, everything else a registered method.
+        here = entry.tool != "surgeon" or entry.method in registered or entry.method in dir(surgeon)
         if asked and here and (entry.tool != "mergekit" or bench.mergekit):
             yield entry
 
@@ -114,7 +116,6 @@ def options() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="*", default=[], help="these alone")
     parser.add_argument("--mergekit", type=Path, help="the command mergekit-yaml; without it mergekit is left out")
     parser.add_argument("--predictor", nargs="*", default=[], help="module:function, a number for each subset")
-    parser.add_argument("--recommend", help="module:function, the name of the method recommended for a merge")
     parser.add_argument("--page", type=Path, help="write the table here")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--check", action="store_true", help="only say what surgeon refuses of the table of settings")
@@ -140,13 +141,12 @@ def main() -> int:
     failed = run(bench, results, entries, groups)
     for subset in subsets:
         for entry in SUBSET_ENTRIES:
-            measure(bench, results, subset, entry, next(entry.settings()), "score")
-    predictors = {reference.partition(":")[2]: named(reference) for reference in asked.predictor}
-    told = correlations(results, asked.model, asked.adapters, predictors)
+            measure(bench, results, subset, entry, entry.only, "score")
+    predictors = {reference: named(reference) for reference in asked.predictor}
+    told = correlations(results, subsets, predictors, bench.all_folders) if subsets else []
     print("\n".join(told))
     if asked.page:
-        recommend = named(asked.recommend) if asked.recommend else None
-        asked.page.write_text(page(results, asked.model, asked.adapters, recommend, told))
+        asked.page.write_text(page(results, Reports(bench.all_folders), told))
     print("\n".join(failed), file=sys.stderr)
     return bool(failed)
 

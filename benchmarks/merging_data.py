@@ -17,7 +17,8 @@ from merging_grid import Settings
 from questions import questions
 from train_skills import CHAT
 
-PROMPTS, ANSWER = 64, 16
+PROMPTS, TUNING, ANSWER, START = 64, 200, 16, 0.6
+"""Prompts a skill for a Gram and for tuning, tokens of an answer, and the weights that tuning starts from."""
 
 Folders = tuple[Path, Path, Path]
 """Of the base model, of the adapters, and to work in."""
@@ -36,11 +37,30 @@ def fishers(folders: Folders, experts: Sequence[str], settings: Settings) -> tup
     return {**settings, "fisher": found}, seconds
 
 
-def prompts_of(work: Path, expert: str | None) -> Path:
+def tune(folders: Folders, experts: Sequence[str], settings: Settings) -> tuple[Settings, float]:
+    """The recipe that `surgeon tune` makes of a plain sum."""
+    model, adapters, work = folders
+    out = work / "tuned" / "-".join([*experts, *(f"{name}{value}" for name, value in settings.items())])
+    seconds = out / "seconds"
+    if not seconds.exists():
+        given = out.with_suffix(".yaml")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        models = {"base": str(model)} | {expert: str(adapters / expert) for expert in experts}
+        total = " + ".join(["base", *(f"{START} * {expert}" for expert in experts)])
+        given.write_text(json.dumps({"surgeon": 1, "models": models, "steps": {"merged": {"combine": total}}}))
+        prompts = [word for expert in experts for word in ("--prompts", f"{expert}={prompts_of(work, expert, TUNING)}")]
+        options = [word for name, value in settings.items() for word in (f"--{name}", value)]
+        took = command("tune", given, *prompts, "--neutral", prompts_of(work, None), "--tokens", ANSWER, *options,
+                       "--overwrite", "-o", out)  # fmt: skip
+        seconds.write_text(f"{took}")
+    return {"recipe": str(out / "recipe.yaml")}, float(seconds.read_text())
+
+
+def prompts_of(work: Path, expert: str | None, count: int = PROMPTS) -> Path:
     """A file of training prompts of a skill, or of ordinary chat."""
-    path = work / "prompts" / f"{expert or 'chat'}.jsonl"
+    path = work / "prompts" / f"{expert}-{count}.jsonl" if expert else work / "prompts" / "chat.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    asked: Iterable[str] = (prompt for prompt, _ in questions(expert, "train", PROMPTS, seed=5)) if expert else CHAT
+    asked: Iterable[str] = (prompt for prompt, _ in questions(expert, "train", count, seed=5)) if expert else CHAT
     path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in asked))
     return path
 
@@ -75,5 +95,6 @@ def command(*words: Any) -> float:
 DATA: Mapping[str, Callable[[Folders, Sequence[str], Settings], tuple[Settings, float]]] = {
     "grams": grams,
     "fishers": fishers,
+    "tune": tune,
 }
 """By the name that an entry of the table has under `data`."""

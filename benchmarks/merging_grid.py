@@ -20,7 +20,7 @@ DENSITIES = (0.2, 0.5)
 AVERAGED = {"weight": (1.0,), "lambda_": (1.5, 2.0)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry:
     """A method of a tool and the settings to try: every combination of the values.
 
@@ -36,6 +36,12 @@ class Entry:
         """Each combination in turn."""
         for values in product(*self.grid.values()):
             yield dict(zip(self.grid, values, strict=True))
+
+    @property
+    def only(self) -> Settings:
+        """The settings of an entry that has one combination."""
+        (settings,) = self.settings()
+        return settings
 
 
 def _sparse(tool: str, **methods: Mapping[str, Sequence[Any]]) -> list[Entry]:
@@ -70,6 +76,8 @@ SURGEON = [
     Entry("surgeon", "regmean", {"guard": (0.0, 0.5, 1.0, 2.0)}, data="grams"),
     Entry("surgeon", "regmean_pp", {"guard": (0.0, 1.0)}, data="grams"),
     Entry("surgeon", "fisher", data="fishers"),
+    Entry("surgeon", "tune", {"per": ("tensor",), "guard": (4.0,)}, data="tune"),
+    Entry("surgeon", "tune", {"per": ("row",), "guard": (4.0, 12.0)}, data="tune"),
 ]  # fmt: skip
 
 MERGEKIT = [

@@ -56,10 +56,9 @@ class Results:
         wanted = (tuple(experts), tool, method, split)
         return [one for one in self.all.values() if (one.experts, one.tool, one.method, one.split) == wanted]
 
-    def of_any(self, tool: str, method: str, split: str) -> list[Result]:
-        """The same of whatever experts."""
-        wanted = (tool, method, split)
-        return [one for one in self.all.values() if (one.tool, one.method, one.split) == wanted]
+    def of_experts(self, experts: Sequence[str]) -> list[Result]:
+        """Everything that was measured of a merge."""
+        return [one for one in self.all.values() if one.experts == tuple(experts)]
 
     def kept(self, result: Result) -> dict[str, float]:
         """The share of each specialist's accuracy on the same questions that is kept; KeyError before it is known."""

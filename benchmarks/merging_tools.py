@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from merging_data import DATA
+from merging_data import DATA, Folders
 from merging_grid import Entry, Settings
 from merging_judge import Judge
 from peft import PeftModel
@@ -37,6 +37,11 @@ class Bench:
     threads: int
     judge: Judge
 
+    @property
+    def all_folders(self) -> Folders:
+        """Of the base model, of the adapters, and to work in."""
+        return self.model, self.adapters, self.work
+
     def folders(self, experts: Sequence[str]) -> list[Path]:
         """The experts' adapters."""
         return [self.adapters / expert for expert in experts]
@@ -50,7 +55,7 @@ def by_surgeon(bench: Bench, experts: Sequence[str], entry: Entry, settings: Set
     """
     before = 0.0
     if entry.data:
-        settings, before = DATA[entry.data]((bench.model, bench.adapters, bench.work), experts, settings)
+        settings, before = DATA[entry.data](bench.all_folders, experts, settings)
     begun = time.monotonic()
     expr = expression(bench, experts, entry.method, settings)
     with edited(bench.judge.loaded, expr, Options(device="cpu", threads=bench.threads)):
@@ -59,6 +64,8 @@ def by_surgeon(bench: Bench, experts: Sequence[str], entry: Entry, settings: Set
 
 def expression(bench: Bench, experts: Sequence[str], method: str, settings: Settings) -> surgeon.Expr:
     """The merge as surgeon's API has it. A method without a base model is given base + adapter each."""
+    if "recipe" in settings:
+        return surgeon.load_recipe(settings["recipe"]).expr
     base = surgeon.open(bench.model)
     adapters = [surgeon.open(folder) for folder in bench.folders(experts)]
     if surgeon.list_methods(method).sections["methods"][method]["needs_base"]:
