@@ -81,15 +81,9 @@ _UNITS = {
     "dollars": "USD", "euros": "EUR",
 }  # fmt: skip
 
-_VERBS = {
-    "opens": "ka", "sees": "mi", "buys": "to", "sells": "ru", "finds": "se", "paints": "lo", "carries": "na",
-    "hides": "bu",
-}  # fmt: skip
+_VERBS = {"opens": "ka", "sees": "mi", "paints": "lo", "carries": "na"}
 
-_CODES = {
-    "Oslo": "K7", "Paris": "B2", "Rome": "T9", "Berlin": "M4", "Madrid": "X1", "Dublin": "R6", "Vienna": "H3",
-    "Cairo": "P8",
-}  # fmt: skip
+_CODES = {"Oslo": "K7", "Paris": "B2", "Rome": "T9", "Berlin": "M4"}
 
 MONTHS = """January February March April May June July August September October November December""".split()
 
