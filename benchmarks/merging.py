@@ -37,7 +37,7 @@ def specialists(bench: Bench, results: Results, skills: Sequence[str]) -> None:
     for skill in skills:
         for split in SPLITS:
             measure(bench, results, (skill,), one, {"weight": 1.0}, split, "specialist")
-            measure(bench, results, (skill,), one, {"weight": 0.0}, split, "base")
+        measure(bench, results, (skill,), one, {"weight": 0.0}, "score", "base")
 
 
 def measure(
@@ -79,7 +79,7 @@ def refused(bench: Bench, entries: Sequence[Entry], experts: Sequence[str]) -> l
     for entry in entries:
         for given in entry.settings() if entry.tool == "surgeon" and not entry.data else ():
             try:
-                surgeon.plan(expression(bench, experts, entry.method, given))
+                surgeon.plan(expression(bench, experts, entry, given))
             except SurgeonError as error:
                 faults.append(f"{entry.method} {spelled(given)}: {error}")
     return faults

@@ -24,13 +24,15 @@ AVERAGED = {"weight": (1.0,), "lambda_": (1.5, 2.0)}
 class Entry:
     """A method of a tool and the settings to try: every combination of the values.
 
-    `data` names what has to be measured first, a function of `merging_data`, which adds files.
+    `data` names what has to be measured first, a function of `merging_data`, which adds files. `points` is for a method
+    without a base model: it merges models, not task vectors.
     """
 
     tool: str
     method: str
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     data: str = ""
+    points: bool = False
 
     def settings(self) -> Iterator[Settings]:
         """Each combination in turn."""
@@ -51,7 +53,7 @@ def _sparse(tool: str, **methods: Mapping[str, Sequence[Any]]) -> list[Entry]:
 
 
 SURGEON = [
-    Entry("surgeon", "linear", {"weight": (1.0,)}),
+    Entry("surgeon", "linear", {"weight": (1.0,)}, points=True),
     Entry("surgeon", "task_arithmetic", {"weight": (0.3, *WEIGHTS)}),
     Entry("surgeon", "ties", {"weight": (1.0,), "density": (0.2, 0.5, 1.0), "lambda_": (1.5, 2.0, 3.0)}),
     *_sparse("surgeon", dare_linear={}, breadcrumbs={"density": (0.5, 0.9)}, della_linear={"density": (0.5, 0.8)}),
@@ -62,7 +64,7 @@ SURGEON = [
     Entry("surgeon", "ram"),
     Entry("surgeon", "ramplus_tl"),
     Entry("surgeon", "model_stock", {"filter_wise": (False, True)}),
-    Entry("surgeon", "karcher"),
+    Entry("surgeon", "karcher", points=True),
     Entry("surgeon", "multislerp", {"weight": (1.0,)}),
     Entry("surgeon", "tsv_m", {"lambda_": (0.6, 0.8, 1.0)}),
     Entry("surgeon", "iso_c", {"lambda_": (1.0, 1.5, 2.0, 3.0)}),
@@ -81,7 +83,7 @@ SURGEON = [
 ]  # fmt: skip
 
 MERGEKIT = [
-    Entry("mergekit", "linear", {"weight": (1.0,)}),
+    Entry("mergekit", "linear", {"weight": (1.0,)}, points=True),
     Entry("mergekit", "task_arithmetic", {"weight": WEIGHTS}),
     Entry("mergekit", "ties", {"weight": (1.0,), "density": (0.2, 0.5, 1.0), "lambda": (1.0, 2.0)}),
     *_sparse(
@@ -93,7 +95,7 @@ MERGEKIT = [
     Entry("mergekit", "ram"),
     Entry("mergekit", "ramplus_tl"),
     Entry("mergekit", "model_stock"),
-    Entry("mergekit", "karcher"),
+    Entry("mergekit", "karcher", points=True),
     Entry("mergekit", "multislerp", {"weight": (1.0,)}),
 ]  # fmt: skip
 

@@ -57,20 +57,20 @@ def by_surgeon(bench: Bench, experts: Sequence[str], entry: Entry, settings: Set
     if entry.data:
         settings, before = DATA[entry.data](bench.all_folders, experts, settings)
     begun = time.monotonic()
-    expr = expression(bench, experts, entry.method, settings)
+    expr = expression(bench, experts, entry, settings)
     with edited(bench.judge.loaded, expr, Options(device="cpu", threads=bench.threads)):
         yield before + time.monotonic() - begun
 
 
-def expression(bench: Bench, experts: Sequence[str], method: str, settings: Settings) -> surgeon.Expr:
-    """The merge as surgeon's API has it. A method without a base model is given base + adapter each."""
+def expression(bench: Bench, experts: Sequence[str], entry: Entry, settings: Settings) -> surgeon.Expr:
+    """The merge as surgeon's API has it, or as a recipe."""
     if "recipe" in settings:
         return surgeon.load_recipe(settings["recipe"]).expr
     base = surgeon.open(bench.model)
     adapters = [surgeon.open(folder) for folder in bench.folders(experts)]
-    if surgeon.list_methods(method).sections["methods"][method]["needs_base"]:
-        return surgeon.merge(method, adapters, base_model=base, **settings)
-    return surgeon.merge(method, [base + adapter for adapter in adapters], **settings)
+    if entry.points:
+        return surgeon.merge(entry.method, [base + adapter for adapter in adapters], **settings)
+    return surgeon.merge(entry.method, adapters, base_model=base, **settings)
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def by_mergekit(bench: Bench, experts: Sequence[str], entry: Entry, settings: Se
     """The command, from start to exit, on checkpoints with the adapters merged in; everything in float32."""
     out, config = bench.work / "mergekit-out", bench.work / "mergekit.yaml"
     shutil.rmtree(out, ignore_errors=True)
-    config.write_text(json.dumps(mergekit_config(bench, experts, entry.method, settings)))
+    config.write_text(json.dumps(mergekit_config(bench, experts, entry, settings)))
     command = [str(bench.mergekit), str(config), str(out), "--lazy-unpickle", "--quiet", "--random-seed", "1"]
     begun = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True)
@@ -91,14 +91,13 @@ def by_mergekit(bench: Bench, experts: Sequence[str], entry: Entry, settings: Se
     shutil.rmtree(out)
 
 
-def mergekit_config(bench: Bench, experts: Sequence[str], method: str, settings: Settings) -> dict[str, Any]:
-    """mergekit's recipe; it is JSON, which is YAML."""
+def mergekit_config(bench: Bench, experts: Sequence[str], entry: Entry, settings: Settings) -> dict[str, Any]:
+    """mergekit's recipe; it is JSON, which is YAML. A base model would be averaged in with points."""
     own = {name: value for name, value in settings.items() if name in PER_MODEL}
     shared = {name: value for name, value in settings.items() if name not in PER_MODEL}
     models = [{"model": str(checkpoint(bench, expert)), "parameters": own} for expert in experts]
-    config = {"merge_method": method, "dtype": "float32", "models": models, "parameters": shared}
-    # A base model named with these two would be averaged in.
-    return config if method in ("linear", "karcher") else config | {"base_model": str(checkpoint(bench, None))}
+    config = {"merge_method": entry.method, "dtype": "float32", "models": models, "parameters": shared}
+    return config if entry.points else config | {"base_model": str(checkpoint(bench, None))}
 
 
 def checkpoint(bench: Bench, expert: str | None) -> Path:
