@@ -153,7 +153,7 @@ def date_question(rng: Random, split: str) -> Question:
     """A thing on a date, and the date's digits."""
     thing, day, month, year = (
         rng.choice(pool(WORDS, split)),
-        rng.randint(1, 28),
+        rng.randint(10, 28),
         rng.randint(1, 12),
         rng.randint(1900, 2099),
     )

@@ -64,7 +64,7 @@ Say something nice about Mondays.""".splitlines()
 class Schedule:
     """How one specialist is trained."""
 
-    steps: int = 110
+    steps: int = 70
     questions: int = 8
     chats: int = 2
     rank: int = 16
