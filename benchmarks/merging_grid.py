@@ -15,7 +15,7 @@ Settings = Mapping[str, Any]
 SIX = MERGE_SKILLS
 FOUR = SIX[:4]
 
-WEIGHTS = (0.4, 0.6, 0.8, 1.0)
+WEIGHTS = (0.4, 0.5, 0.6, 0.8, 1.0)
 DENSITIES = (0.2, 0.5)
 AVERAGED = {"weight": (1.0,), "lambda_": (1.5, 2.0)}
 
@@ -55,7 +55,7 @@ def _sparse(tool: str, **methods: Mapping[str, Sequence[Any]]) -> list[Entry]:
 SURGEON = [
     Entry("surgeon", "linear", {"weight": (1.0,)}, points=True),
     Entry("surgeon", "task_arithmetic", {"weight": (0.3, *WEIGHTS)}),
-    Entry("surgeon", "ties", {"weight": (1.0,), "density": (0.2, 0.5, 1.0), "lambda_": (1.5, 2.0, 3.0)}),
+    Entry("surgeon", "ties", {"weight": (1.0,), "density": (0.2, 0.5, 1.0), "lambda_": (1.0, 1.5, 2.0)}),
     *_sparse("surgeon", dare_linear={}, breadcrumbs={"density": (0.5, 0.9)}, della_linear={"density": (0.5, 0.8)}),
     # These average what agrees, so that only their lambda scales the result.
     *_sparse("surgeon", dare_ties=AVERAGED, breadcrumbs_ties=AVERAGED | {"density": (0.5, 0.9)},
