@@ -97,7 +97,7 @@ class Outliers(Statistic):
         return Importance(torch.ones(1, 1) if own is None else own, median + 1.5 * (third - first))
 
     @override
-    def of(self, values: Tensor, settings: Mapping[str, Any], models: int | None = None) -> Importance:
+    def of(self, values: Tensor, settings: Mapping[str, Any]) -> Importance:
         known = self.begin(len(values), values[0].numel(), settings)
         for _ in range(self.rounds if values.device.type != "meta" else 0):
             partials: dict[Any, Any] = {}

@@ -110,9 +110,10 @@ class MergeMethod(Registered, Generic[P]):
         settings = {parameter.name: values[parameter.argument] for parameter in self.signature.parameters}
         for argument, statistic in self.signature.statistics:
             if values[argument] is statistic:
-                looks = statistic.view is None or statistic.active(settings)
+                looks = statistic.active(settings)
                 seen = self.observed(statistic, values) if looks else values[self.operand]
-                values[argument] = statistic.of(seen, settings, None if statistic.view is None else count)
+                viewed = () if statistic.view is None else (count,)
+                values[argument] = statistic.of(seen, settings, *viewed)
         return self.function(*bound.args, **bound.kwargs)
 
     def observed(self, statistic: Statistic, operands: Mapping[str, Any]) -> Tensor:
