@@ -31,9 +31,17 @@ def breadcrumbs(
 ) -> Tensor:
     """Leave out of each task vector, tensor by tensor, its `gamma` largest entries; keep the `density` next; add up.
 
-    Paper: https://arxiv.org/abs/2312.06795 (its beta, the share of the smallest that is left out, is
-    1 - gamma - density). Where the two do not fit, fewer of the largest are left out; a density of 1 keeps all. At
-    `least` so many entries of a tensor are kept. `rescale` gives what is kept the L1 norm of the whole.
+    Formula: θ = θ₀ + λ Σ wᵢ (mᵢ ⊙ τᵢ), over Σ wᵢ with `normalize`; mᵢ = 1 on the `density`·n entries of a tensor that
+    follow the `gamma`·n largest |τᵢ|, else 0.
+
+    The paper's beta, the share of the smallest that is left out, is 1 − gamma − density. Where the two do not fit,
+    fewer of the largest are left out; a density of 1 keeps all. At `least` so many entries of a tensor are kept.
+    `rescale` gives what is kept the L1 norm of the whole.
+
+    Use it when a few outliers of full fine-tunes do harm and the smallest changes are noise; a skill that rests on the
+    largest entries goes with them.
+
+    Paper: https://arxiv.org/abs/2312.06795
     """
     kept = band.trim(task_vectors)
     if rescale:

@@ -37,8 +37,15 @@ def breadcrumbs_ties(
 ) -> Tensor:
     """Leave out the largest and smallest entries as `breadcrumbs` does, elect signs, average the values that agree.
 
-    Papers: https://arxiv.org/abs/2312.06795, https://arxiv.org/abs/2306.01708. `elect: weighted` is what mergekit
-    does; `normalize: false` sums.
+    Formula: θ = θ₀ + λ Σ wᵢaᵢτ̂ᵢ / Σ wᵢaᵢ entry by entry, τ̂ᵢ = mᵢ ⊙ τᵢ as `breadcrumbs` masks it, γ = sign Σ τ̂ᵢ (+
+    where the sum is 0), aᵢ = [sign τ̂ᵢ = γ].
+
+    `elect: weighted` is what mergekit does; `normalize: false` sums.
+
+    Use it as `breadcrumbs` where models also disagree in sign; of task vectors that hardly touch it throws more away
+    than a plain sum.
+
+    Paper: https://arxiv.org/abs/2312.06795, https://arxiv.org/abs/2306.01708
     """
     kept = band.trim(task_vectors)
     if rescale:

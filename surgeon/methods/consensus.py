@@ -35,8 +35,15 @@ def consensus(
 ) -> Tensor:
     """Add the weighted task vectors, and keep of the sum the entries that matter to at least `k` of them.
 
-    Paper: https://arxiv.org/abs/2405.07813 (TALL masks, Consensus TA). An entry matters to a task whose own change is
-    at least `threshold` (the paper's lambda of a mask) times what the others add to it. `k: 0` is task arithmetic.
+    Formula: θ = θ₀ + λ [Σ mᵢ ≥ k] ⊙ S, S = Σ wᵢτᵢ, mᵢ = [wᵢ|τᵢ| ≥ thresholdᵢ · |S − wᵢτᵢ|].
+
+    An entry matters to a task whose own change is at least `threshold` (the paper's lambda of a mask) times what the
+    others add to it. `k: 0` is task arithmetic.
+
+    Use it for many tasks (eight or more) that share entries; with few, most entries matter to one task alone, and those
+    are thrown away.
+
+    Paper: https://arxiv.org/abs/2405.07813
     """
     summed = total(column(weight, task_vectors) * task_vectors)
     wanted = total(tall_masks(task_vectors, summed, threshold))

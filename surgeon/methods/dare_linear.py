@@ -33,8 +33,15 @@ def dare_linear(
 ) -> Tensor:
     """Keep each entry of a task vector with the chance `density`, divide it by that, add the weighted task vectors.
 
-    Paper: https://arxiv.org/abs/2311.03099. The mean over seeds is plain task arithmetic. `rescale_by: norm` gives
-    every thinned tensor the L1 norm it had before instead, as mergekit does. `normalize` divides by the sum of weights.
+    Formula: θ = θ₀ + λ Σ wᵢ (mᵢ ⊙ τᵢ) / pᵢ, each entry of mᵢ 1 with the chance pᵢ = `density`, else 0.
+
+    `rescale: false` leaves out the division, `rescale_by: norm` gives every thinned tensor the L1 norm it had before
+    instead, as mergekit does. `normalize` divides by the sum of weights.
+
+    Use it for full fine-tunes with small changes, or to compare with recipes that have it: the mean over seeds is plain
+    task arithmetic, a low density adds noise, and changes above some 0.01 an entry do not survive it.
+
+    Paper: https://arxiv.org/abs/2311.03099
     """
     kept = drop(task_vectors, noise, density)
     if rescale:

@@ -36,8 +36,15 @@ def dare_ties(
 ) -> Tensor:
     """Thin out task vectors as `dare_linear` does, elect a sign for every entry, average the values that agree.
 
-    Papers: https://arxiv.org/abs/2311.03099, https://arxiv.org/abs/2306.01708. `rescale_by: norm` and
-    `elect: weighted` are what mergekit does; `normalize: false` sums.
+    Formula: θ = θ₀ + λ Σ wᵢaᵢτ̂ᵢ / Σ wᵢaᵢ entry by entry, τ̂ᵢ = (mᵢ ⊙ τᵢ) / pᵢ as `dare_linear` thins it, γ = sign Σ
+    τ̂ᵢ (+ where the sum is 0), aᵢ = [sign τ̂ᵢ = γ].
+
+    `rescale_by: norm` and `elect: weighted` are what mergekit does; `normalize: false` sums.
+
+    Use it as `ties` for models with many small changes: thinned task vectors collide less; it is random, so compare
+    seeds, and a low density adds noise.
+
+    Paper: https://arxiv.org/abs/2311.03099, https://arxiv.org/abs/2306.01708
     """
     kept = drop(task_vectors, noise, density)
     if rescale:

@@ -38,8 +38,15 @@ def della(
 ) -> Tensor:
     """Thin out task vectors as `della_linear` does, elect a sign for every entry, average the values that agree.
 
-    Paper: https://arxiv.org/abs/2406.11617. `window: either_side`, `rescale_by: norm` and `elect: weighted` are what
-    mergekit does; `normalize: false` sums.
+    Formula: θ = θ₀ + λ Σ wᵢaᵢτ̂ᵢ / Σ wᵢaᵢ entry by entry, τ̂ᵢ = (mᵢ ⊙ τᵢ) / pᵢ as `della_linear` thins it, γ = sign Σ
+    τ̂ᵢ (+ where the sum is 0), aᵢ = [sign τ̂ᵢ = γ].
+
+    `window: either_side`, `rescale_by: norm` and `elect: weighted` are what mergekit does; `normalize: false` sums.
+
+    Use it as `dare_ties` at low densities, where sparing large entries costs less of a skill; it is random, so compare
+    seeds.
+
+    Paper: https://arxiv.org/abs/2406.11617
     """
     chances = chances_by_rank(task_vectors, density, epsilon, window)
     kept = survivors(task_vectors, noise, chances)

@@ -36,9 +36,16 @@ def della_linear(
 ) -> Tensor:
     """Keep entries with chances that grow by rank of magnitude within a row, divide by the chance, add up.
 
-    Paper: https://arxiv.org/abs/2406.11617. Chances run from density - epsilon/2 to density + epsilon/2; in mergekit
-    (`window: either_side`) from density - epsilon to density + epsilon. The mean over seeds is task arithmetic;
-    `rescale_by: norm` gives every thinned tensor the L1 norm it had before instead. A vector is one row.
+    Formula: θ = θ₀ + λ Σ wᵢ (mᵢ ⊙ τᵢ) / pᵢ, each entry of mᵢ 1 with its chance pᵢ = density − ε/2 + ε · rank / (n − 1),
+    rank 0 to n − 1 of |τᵢ| within its row of n, ε `epsilon`.
+
+    In mergekit (`window: either_side`) chances run from density − ε to density + ε. The mean over seeds is task
+    arithmetic; `rescale_by: norm` gives every thinned tensor the L1 norm it had before instead. A vector is one row.
+
+    Use it as `dare_linear` at low densities, with less noise since large entries are mostly kept; where a plain sum
+    does not fail it brings nothing.
+
+    Paper: https://arxiv.org/abs/2406.11617
     """
     chances = chances_by_rank(task_vectors, density, epsilon, window)
     kept = survivors(task_vectors, noise, chances)

@@ -12,8 +12,15 @@ from surgeon.space.parameters import TaskVectors
 def emr(task_vectors: TaskVectors, lambda_: float = 1.0) -> Tensor:
     """Elect a sign for every entry and take the largest magnitude among the task vectors that have it.
 
-    Paper: https://arxiv.org/abs/2405.17461. Of its three parts (elect, mask, rescale) this is the one that makes a
-    single checkpoint; its masks and scales, one a task, need a server that chooses the task. `lambda` scales.
+    Formula: θ = θ₀ + λ γ ⊙ maxᵢ max(0, γ ⊙ τᵢ), γ = sign Σ τᵢ (+ where the sum is 0).
+
+    Of the paper's three parts (elect, mask, rescale) this is the one that makes a single checkpoint; its masks and
+    scales, one a task, need a server that chooses the task.
+
+    Use it when every model should keep its largest changes; without the masks of the paper the changes of all models
+    add up, so that a `lambda` below 1 is needed for many, and the paper's figures do not hold.
+
+    Paper: https://arxiv.org/abs/2405.17461
     """
     elected = sign_of(total(task_vectors))
     agreeing = (task_vectors * elected).relu_()

@@ -62,9 +62,15 @@ def pcb(
 ) -> Tensor:
     """Weigh every entry by how it stands out in its task vector and fits the others; keep the best, average by weight.
 
-    Paper: https://arxiv.org/abs/2410.02396 (parameter competition balancing), per tensor: norm maps products to
-    [0, 1], balances are softmax(N norm(dᵢ²)) times Σⱼ softmax(norm(dᵢ dⱼ)) of N models, of which the largest `density`
-    of each model are kept. `lambda` scales the result.
+    Formula: θ = θ₀ + λ Σ βᵢτᵢ / Σ βᵢ entry by entry, βᵢ = softmax(N · norm(τᵢ²)) ⊙ Σⱼ softmax(norm(τᵢτⱼ)), of which the
+    `density` largest are kept and the others 0; norm maps a tensor to [0, 1], softmax runs over its entries.
+
+    Per tensor, N models; there are no weights to set.
+
+    Use it for many full fine-tunes with few entries that matter; most changes are left out at the default density, so a
+    skill spread over all weights, as by an adapter, is lost unless `lambda` or `density` is raised.
+
+    Paper: https://arxiv.org/abs/2410.02396
     """
     weights = cut.trim(balances(task_vectors, extremes, own, mutual))
     merged = total(weights * task_vectors).div_(total(weights).clamp_min_(_TINY))

@@ -19,7 +19,12 @@ from surgeon.space.parameters import TaskVectors
 def ram(task_vectors: TaskVectors, epsilon: float = 1e-5) -> Tensor:
     """Keep what only one model changes as it is, average what several change over those that do.
 
-    Paper: https://arxiv.org/abs/2601.13572 (Reinforced Agent Merging). A change counts if it is larger than `epsilon`.
+    Formula: θ = θ₀ + Σ aᵢτᵢ / max(1, Σ aᵢ) entry by entry, aᵢ = [|τᵢ| > `epsilon`].
+
+    Use it for fine-tunes with sparse changes, as by reinforcement learning; adapters change every entry, and then it is
+    the plain mean, which loses most of each skill.
+
+    Paper: https://arxiv.org/abs/2601.13572
     """
     changes = changed(task_vectors, epsilon)
     return total(changes).div_(contributors(changes).clamp_min_(1))

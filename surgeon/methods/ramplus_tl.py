@@ -34,8 +34,16 @@ def ramplus_tl(
 ) -> Tensor:
     """Average shared changes as `ram` does, and enlarge a model's own by 1 + r min(shared/unique, alpha).
 
-    Paper: https://arxiv.org/abs/2601.13572 (Reinforced Agent Merging); shared and unique are the numbers of a model's
-    changes in the tensor that others make too, and that it makes alone. A change counts if larger than `epsilon`.
+    Formula: θ = θ₀ + Σ kᵢaᵢτᵢ / max(1, c) entry by entry, aᵢ = [|τᵢ| > `epsilon`], c = Σ aᵢ, kᵢ = 1 + r min(sᵢ/oᵢ, α)
+    where c = 1, else 1.
+
+    sᵢ and oᵢ are the numbers of a model's changes in the tensor that others make too, and that it makes alone; α is
+    `alpha`.
+
+    Use it as `ram`, when averaging what is shared leaves skills too weak; of adapters, which change every entry, it is
+    the plain mean too.
+
+    Paper: https://arxiv.org/abs/2601.13572
     """
     changes = changed(task_vectors, epsilon)
     count = contributors(changes)

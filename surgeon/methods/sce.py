@@ -65,9 +65,17 @@ def sce(
 ) -> Tensor:
     """Keep the entries that vary most between models, weigh models by their mean square, average what agrees in sign.
 
-    Paper: https://arxiv.org/abs/2408.07990. `select_topk` is the share, of the entries that vary at all, that is
-    kept; weights are one a tensor. The sign of a zero sum is +. Mean squares, and weights that agree, which sum to
-    less than `floor` do not count: 0 here, 1e-6 in mergekit, which makes models with small changes weigh the same.
+    Formula: θ = θ₀ + Σ sᵢaᵢτ̂ᵢ / Σ sᵢaᵢ entry by entry, τ̂ᵢ = τᵢ where the variance over models is among the
+    `select_topk` largest and 0 elsewhere, sᵢ = mean(τ̂ᵢ²) / Σⱼ mean(τ̂ⱼ²) a tensor, aᵢ = [sign τ̂ᵢ = sign Σ τ̂ⱼ].
+
+    `select_topk` is the share, of the entries that vary at all, that is kept, at `least` so many. The sign of a zero
+    sum is +. Mean squares, and weights that agree, which sum to less than `floor` do not count: 0 here, 1e-6 in
+    mergekit, which makes models with small changes weigh the same.
+
+    Use it for models of different strength when you do not want to choose weights; the largest task vector counts most,
+    so that a skill of small changes may be lost.
+
+    Paper: https://arxiv.org/abs/2408.07990
     """
     kept = selected(task_vectors, select_topk, salient)
     sum_of = sum(energy)

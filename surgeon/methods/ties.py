@@ -34,9 +34,17 @@ def ties(
 ) -> Tensor:
     """Keep each task vector's largest entries, elect a sign for every entry, average the values that agree with it.
 
-    Paper: https://arxiv.org/abs/2306.01708. The sign of a zero sum is +. `elect: weighted` weighs the votes too, as
-    mergekit does; `over: model` trims over the whole model, as the paper's code does. `normalize: false` sums.
-    `rescale` gives every trimmed task vector, tensor by tensor, the L1 norm it had before.
+    Formula: θ = θ₀ + λ Σ wᵢaᵢτ̂ᵢ / Σ wᵢaᵢ entry by entry, τ̂ᵢ the `density` largest |τᵢ| and 0 elsewhere, γ = sign Σ
+    τ̂ᵢ (+ where the sum is 0), aᵢ = [sign τ̂ᵢ = γ].
+
+    `elect: weighted` weighs the votes too, as mergekit does; `over: model` trims over the whole model, as the paper's
+    code does. `normalize: false` sums. `rescale` gives every trimmed task vector, tensor by tensor, the L1 norm it had
+    before.
+
+    Use it when models change the same entries in opposite directions; task vectors that hardly touch, as of most LoRA
+    skills, gain little by an election, and a plain sum of the right weight may keep more.
+
+    Paper: https://arxiv.org/abs/2306.01708
     """
     trimmed = cut.trim(task_vectors)
     if rescale:
