@@ -17,8 +17,8 @@ def emr(task_vectors: TaskVectors, lambda_: float = 1.0) -> Tensor:
     Of the paper's three parts (elect, mask, rescale) this is the one that makes a single checkpoint; its masks and
     scales, one a task, need a server that chooses the task.
 
-    Use it when every model should keep its largest changes; without the masks of the paper the changes of all models
-    add up, so that a `lambda` below 1 is needed for many, and the paper's figures do not hold.
+    Use it when every model should keep its largest changes; all models answer at once in full size, so that many need a
+    `lambda` below 1; without the masks the paper's figures do not hold.
 
     Paper: https://arxiv.org/abs/2405.17461
     """
