@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from surgeon.anatomy.describe import Anatomy, Place, describe
@@ -17,6 +17,7 @@ from surgeon.planning.sources import Sources
 from surgeon.space.edit import EditMethod
 from surgeon.space.expr import DirectionRef, Edit, Expr, Model, Reshape, walk
 from surgeon.space.registry import edit_named, reshape_named
+from surgeon.space.reshape import Operand, refuse_quantised
 from surgeon.store.checkpoint import Checkpoint
 from surgeon.store.fingerprint import fingerprint
 
@@ -40,25 +41,22 @@ def edited(expr: Edit, inner: Node, sources: Sources) -> Edited:
     return Edited(str(expr), inner, method, along, expr.settings, anatomy, chosen, follows)
 
 
-def reshaped(expr: Reshape, inner: Node, sources: Sources) -> Reshaped:
-    """The node of a reshape."""
-    check_mass(inner, wanted=(1,), origin=expr.origin)
-    _refuse_quantised(expr, sources)
-    reshaping = reshape_named(expr.reshape)
-    anatomy = describe(config_of(expr.of, sources), inner.table, str(expr.of))
-    return Reshaped(str(expr), inner, reshaping, anatomy, reshaping.table(inner.table, anatomy))
+def reshaped(expr: Reshape, inner: Sequence[Node], sources: Sources) -> Reshaped:
+    """The node of a reshape, of the nodes of its parts."""
+    operands = []
+    for part, node in zip(expr.parts, inner, strict=True):
+        check_mass(node, wanted=(1,), origin=expr.origin)
+        operands.append(Operand(str(part.of), config_of(part.of, sources), part.layers, node.table))
+    drawn = reshape_named(expr.reshape).tensors(operands, dict(expr.settings))
+    return Reshaped(str(expr), tuple(inner), drawn, {name: one.spec for name, one in drawn.items()})
 
 
-def _refuse_quantised(expr: Edit | Reshape, sources: Sources) -> None:
+def _refuse_quantised(expr: Edit, sources: Sources) -> None:
     """Before its tensors are looked at, which no table of a family names."""
     for model in walk(expr.of):
         source = sources[model] if isinstance(model, Model) else None
-        if isinstance(source, Checkpoint) and source.config.get("quantization_config"):
-            raise MismatchError(
-                f"{model} is quantised (its config.json has quantization_config), and its weights are packed",
-                origin=model.origin,
-                hint="use the model in bf16 or fp32: quantised weights are not edited",
-            )
+        if isinstance(source, Checkpoint):
+            refuse_quantised(source.config, str(model), model.origin)
 
 
 def chosen_writers(expr: Edit, anatomy: Anatomy) -> Mapping[str, Place]:

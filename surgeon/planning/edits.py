@@ -13,7 +13,7 @@ from surgeon.planning.step import Input, Key
 from surgeon.space.coefficient import Coefficient
 from surgeon.space.edit import EditMethod
 from surgeon.space.expr import ONE, Settings
-from surgeon.space.reshape import Reshaping, Table
+from surgeon.space.reshape import Drawn, Table
 from surgeon.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -109,19 +109,23 @@ class Edited:
 
 @dataclass(frozen=True, eq=False)
 class Reshaped:
-    """A reshape of a node."""
+    """A reshape of nodes."""
 
     label: str
-    inner: Node
-    reshaping: Reshaping
-    anatomy: Anatomy
+    inner: tuple[Node, ...]
+    drawn: Mapping[str, Drawn]
     table: Table
 
     @property
     def mass(self) -> Coefficient:
-        """The operand's, which is a model."""
+        """Its parts are models, and so is it."""
         return ONE
 
     def lower(self, tensor: str, graph: Graph) -> Key | None:
-        """The operand's tensor it holds."""
-        return graph.key(self.inner, self.reshaping.source(tensor, self.anatomy))
+        """The part's tensor it holds, or a step of the kernel that makes it of whole tensors."""
+        drawn = self.drawn[tensor]
+        keys = [key for part, name in drawn.inputs if (key := graph.key(self.inner[part], name)) is not None]
+        if not drawn.kernel:
+            return keys[0]
+        inputs = tuple(Input(key, whole=True) for key in keys)
+        return graph.add(self, tensor, drawn.kernel, inputs, dict(drawn.settings))

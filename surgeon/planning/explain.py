@@ -49,7 +49,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "tensors": [_tensor(target) for target in plan.targets],
         "dropped": list(plan.dropped), "files_from": plan.files_from.ref, "warnings": list(plan.warnings),
         "config": dict(plan.config), "edits": [claim.to_dict() for claim in claims(plan)],
-        "reshapes": [{"reshape": one.reshape, "of": str(one.of)} for one in _reshaped(plan)],
+        "reshapes": [{"reshape": one.reshape, "of": _parts(one)} for one in _reshaped(plan)],
         "fits": [
             {
                 "name": fit.name, "fitter": fit.fitter, "model": str(fit.model), "at": fit.at,
@@ -109,10 +109,14 @@ def _reshaped(plan: Plan) -> list[Reshape]:
     return [node for node in walk(plan.recipe.expr) if isinstance(node, Reshape)]
 
 
+def _parts(reshape: Reshape) -> str:
+    return ", ".join(map(str, reshape.parts))
+
+
 def _reshapes(plan: Plan) -> list[str]:
     users = {node.of: f", in front of {node}" for node in walk(plan.recipe.expr) if isinstance(node, Edit)}
     does = {one: inspect.getdoc(reshape_named(one.reshape)) or "" for one in _reshaped(plan)}
-    return [f"{one.reshape} of {one.of}{users.get(one, '')}: {text.splitlines()[0]}" for one, text in does.items()]
+    return [f"{one.reshape} of {_parts(one)}{users.get(one, '')}: {text.splitlines()[0]}" for one, text in does.items()]
 
 
 def _config(plan: Plan) -> list[str]:

@@ -16,7 +16,7 @@ from surgeon.errors import MismatchError, nearest
 from surgeon.planning.side_files import config_of
 from surgeon.planning.sources import Sources
 from surgeon.space.coefficient import Coefficient
-from surgeon.space.expr import Combination, DirectionRef, Edit, Expr, Fit, Member, Merge, Model, Reshape, walk
+from surgeon.space.expr import Combination, DirectionRef, Edit, Expr, Fit, Member, Merge, Model, Part, Reshape, walk
 from surgeon.store.adapter import Adapter
 
 
@@ -38,7 +38,7 @@ def rebuilt(expr: Expr, made: dict[Expr, Expr]) -> Expr:
         )
         return replace(expr, of=made[expr.of], directions=uses)
     if isinstance(expr, Reshape):
-        return replace(expr, of=made[expr.of])
+        return replace(expr, parts=tuple(replace(part, of=made[part.of]) for part in expr.parts))
     if isinstance(expr, Model) and expr.base_model is not None:
         return replace(expr, base_model=made[expr.base_model])
     return expr
@@ -50,7 +50,7 @@ def untied(expr: Expr, sources: Sources) -> Expr:
     for node in walk(expr):
         again = rebuilt(node, made)
         if isinstance(again, Edit) and _reaches_tied(again, sources):
-            again = replace(again, of=Reshape("untie", again.of, origin=again.origin))
+            again = replace(again, of=Reshape("untie", (Part(again.of),), origin=again.origin))
         made[node] = again
     return made[expr]
 

@@ -152,7 +152,8 @@ def _edit(expr: Edit, resolver: Resolver) -> Node:
 def _reshape(expr: Reshape, resolver: Resolver) -> Node:
     from surgeon.planning.editing import reshaped
 
-    return reshaped(expr, resolver.on(None)(expr.of), resolver.sources)
+    alone = resolver.on(None)
+    return reshaped(expr, [alone(part.of) for part in expr.parts], resolver.sources)
 
 
 def _check_merge(

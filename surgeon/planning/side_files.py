@@ -10,6 +10,7 @@ from surgeon.planning.sources import Sources
 from surgeon.space.expr import Edit, Expr, Merge, Model, Reshape, children
 from surgeon.space.output import Recipe
 from surgeon.space.registry import reshape_named
+from surgeon.space.reshape import Operand
 from surgeon.store.checkpoint import Checkpoint
 
 
@@ -17,7 +18,7 @@ def files_model(recipe: Recipe, sources: Sources) -> Checkpoint:
     """The checkpoint whose config, tokenizer, dtypes and shard map the result has.
 
     A merge takes its base model's (without one, the first model's), a combination those of the first model named in it,
-    an edit and a reshape their operand's.
+    an edit its operand's, a reshape those of its first part.
     """
     chosen = recipe.output.files_from if recipe.output.files_from is not None else recipe.expr
     found = _first(chosen, sources)
@@ -35,10 +36,9 @@ def config_of(expr: Expr, sources: Sources) -> Mapping[str, Any]:
 def config_changes(expr: Expr, sources: Sources) -> Mapping[str, Any]:
     """What reshapes on the way change in the config, by key."""
     if isinstance(expr, Reshape):
-        return {
-            **config_changes(expr.of, sources),
-            **reshape_named(expr.reshape).config(config_of(expr.of, sources)),
-        }
+        operands = [Operand(str(part.of), config_of(part.of, sources), part.layers) for part in expr.parts]
+        changed = reshape_named(expr.reshape).config(operands, dict(expr.settings))
+        return {**config_changes(expr.parts[0].of, sources), **changed}
     inner = next((child for child in _giving(expr) if _first(child, sources) is not None), None)
     return {} if inner is None else config_changes(inner, sources)
 
@@ -54,6 +54,8 @@ def _giving(expr: Expr) -> tuple[Expr, ...]:
     """The expressions whose files may be taken, in order."""
     if isinstance(expr, Merge) and expr.base_model is not None:
         return (expr.base_model,)
-    if isinstance(expr, Edit | Reshape):
+    if isinstance(expr, Edit):
         return (expr.of,)
+    if isinstance(expr, Reshape):
+        return (expr.parts[0].of,)
     return () if isinstance(expr, Model) else children(expr)

@@ -143,7 +143,15 @@ def edits_of(inner):
 
 
 def reshaped(inner):
-    return st.builds(space.Reshape, st.sampled_from(sorted(reshapes())), inner, st.just(()), names)
+    def one(reshaping):
+        layers = st.one_of(st.none(), st.tuples(st.integers(0, 9), st.integers(10, 99)))
+        part = st.builds(space.Part, inner, layers if "parts" in reshaping.operands else st.none())
+        parts = st.lists(part, min_size=1, max_size=1 if reshaping.operands == ("of",) else 3).map(tuple)
+        options = {name: scalars(p) for name, p in reshaping.parameters.items() if p.required}
+        chosen = st.fixed_dictionaries(options).map(space.settings)
+        return st.builds(space.Reshape, st.just(reshaping.name), parts, chosen, names)
+
+    return st.sampled_from(list(reshapes().values())).flatmap(one)
 
 
 leaves = st.builds(space.Model, refs, st.none(), st.just(False), names)
