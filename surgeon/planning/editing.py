@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from surgeon.anatomy.describe import Anatomy, Place, describe
@@ -11,8 +11,7 @@ from surgeon.artifacts.direction import OWN, OWN_MID, Direction
 from surgeon.errors import Fault, MismatchError, RecipeError, RefusedError, SurgeonError, nearest
 from surgeon.planning.edits import Along, Edited, Reshaped
 from surgeon.planning.prepare import stand_in
-from surgeon.planning.resolve import Node, check_mass
-from surgeon.planning.side_files import config_of
+from surgeon.planning.resolve import Resolver, check_mass
 from surgeon.planning.sources import Sources
 from surgeon.space.edit import EditMethod
 from surgeon.space.expr import DirectionRef, Edit, Expr, Model, Reshape, walk
@@ -24,15 +23,15 @@ from surgeon.store.fingerprint import fingerprint
 TIED = ("untie", "both", "skip")
 
 
-def edited(expr: Edit, inner: Node, sources: Sources) -> Edited:
+def edited(expr: Edit, resolver: Resolver) -> Edited:
     """The node of an edit. RefusedError, MismatchError or RecipeError says what does not fit."""
-    method = edit_named(expr.edit)
+    method, inner = edit_named(expr.edit), resolver.on(None)(expr.of)
     check_mass(inner, wanted=(1,), origin=expr.origin)
-    _refuse_quantised(expr, sources)
-    anatomy = describe(config_of(expr.of, sources), inner.table, str(expr.of))
+    _refuse_quantised(expr, resolver.sources)
+    anatomy = describe(inner.config, inner.table, str(expr.of))
     _check_words(expr, method)
     _check_unknown(expr, anatomy)
-    along = tuple(_along(use, anatomy, sources) for use in expr.directions)
+    along = tuple(_along(use, anatomy, resolver) for use in expr.directions)
     chosen = chosen_writers(expr, anatomy)
     _check_points(expr, along, chosen)
     _check_rank(along, anatomy)
@@ -41,14 +40,17 @@ def edited(expr: Edit, inner: Node, sources: Sources) -> Edited:
     return Edited(str(expr), inner, method, along, expr.settings, anatomy, chosen, follows)
 
 
-def reshaped(expr: Reshape, inner: Sequence[Node], sources: Sources) -> Reshaped:
-    """The node of a reshape, of the nodes of its parts."""
-    operands = []
-    for part, node in zip(expr.parts, inner, strict=True):
+def reshaped(expr: Reshape, resolver: Resolver) -> Reshaped:
+    """The node of a reshape. RefusedError or MismatchError says what does not fit."""
+    reshaping, settings = reshape_named(expr.reshape), dict(expr.settings)
+    inner = tuple(resolver.on(None)(part.of) for part in expr.parts)
+    for node in inner:
         check_mass(node, wanted=(1,), origin=expr.origin)
-        operands.append(Operand(str(part.of), config_of(part.of, sources), part.layers, node.table))
-    drawn = reshape_named(expr.reshape).tensors(operands, dict(expr.settings))
-    return Reshaped(str(expr), tuple(inner), drawn, {name: one.spec for name, one in drawn.items()})
+    operands = [Operand(node.label, node.config, part.layers, node.table)
+                for part, node in zip(expr.parts, inner, strict=True)]  # fmt: skip
+    drawn = reshaping.tensors(operands, settings)
+    config = {**operands[0].config, **reshaping.config(operands, settings)}
+    return Reshaped(str(expr), inner, drawn, {name: one.spec for name, one in drawn.items()}, config)
 
 
 def _refuse_quantised(expr: Edit, sources: Sources) -> None:
@@ -103,19 +105,19 @@ def _check_unknown(expr: Edit, anatomy: Anatomy) -> None:
         )
 
 
-def _along(use: DirectionRef, anatomy: Anatomy, sources: Sources) -> Along:
+def _along(use: DirectionRef, anatomy: Anatomy, resolver: Resolver) -> Along:
     try:
-        return _held(use, anatomy, sources)
+        return _held(use, anatomy, resolver)
     except SurgeonError as error:
         error.origin = error.origin or use.origin
         raise
 
 
-def _held(use: DirectionRef, anatomy: Anatomy, sources: Sources) -> Along:
+def _held(use: DirectionRef, anatomy: Anatomy, resolver: Resolver) -> Along:
     if isinstance(use.source, str):
         held = Direction.load(Path(use.source).expanduser())
     else:
-        held = use.source if isinstance(use.source, Direction) else stand_in(use.source, sources)
+        held = use.source if isinstance(use.source, Direction) else stand_in(use.source, resolver)
     label = use.name or (use.source if isinstance(use.source, str) else str(held.about.get("name", "the direction")))
     held.check(label)
     if held.width != anatomy.width:

@@ -56,6 +56,11 @@ class Edited:
         return self.inner.table
 
     @property
+    def config(self) -> Mapping[str, Any]:
+        """The operand's."""
+        return self.inner.config
+
+    @property
     def mass(self) -> Coefficient:
         """The operand's: a linear edit keeps it, and another takes models only."""
         return self.inner.mass
@@ -88,7 +93,7 @@ class Edited:
         gains = [graph.key(self.inner, norm) for norm in place.norms]
         inputs = tuple(Input(gain, whole=True) for gain in gains if gain is not None)
         spec = TensorSpec("F64", (self.anatomy.width, rank))
-        written = tuple(graph.dtypes.get(norm, "F32") for norm in place.norms)
+        written = tuple(graph.written(self, norm) for norm in place.norms)
         settings: dict[str, Any] = {"directions": used, "gain": self.anatomy.family.gain, "written": written}
         return graph.add(self, tensor, "frame:columns", inputs, settings, "frame", spec)
 
@@ -97,7 +102,8 @@ class Edited:
         given = dict(self.settings)
         found: dict[str, Any] = {}
         for parameter in self.method.parameters.values():
-            value = graph.setting(given[parameter.name], tensor, head_first=False) if parameter.name in given else None
+            setting = given.get(parameter.name)
+            value = None if setting is None else graph.setting(setting, self, tensor, head_first=False)
             if value is not None:
                 found[parameter.argument] = graph.plain(value, parameter)
             elif parameter.required:
@@ -115,6 +121,7 @@ class Reshaped:
     inner: tuple[Node, ...]
     drawn: Mapping[str, Drawn]
     table: Table
+    config: Mapping[str, Any]
 
     @property
     def mass(self) -> Coefficient:

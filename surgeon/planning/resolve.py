@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from surgeon.anatomy.family import families
 from surgeon.errors import MismatchError, Origin, RefusedError, SurgeonError
@@ -40,6 +40,11 @@ class Node(Protocol):
     @property
     def table(self) -> Table:
         """Its tensors: name → dtype and shape."""
+        ...
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Its config.json; empty where its files have none."""
         ...
 
     @property
@@ -145,15 +150,14 @@ def _merge(expr: Merge, resolver: Resolver) -> Node:
 def _edit(expr: Edit, resolver: Resolver) -> Node:
     from surgeon.planning.editing import edited
 
-    return edited(expr, resolver.on(None)(expr.of), resolver.sources)
+    return edited(expr, resolver)
 
 
 @resolve.register
 def _reshape(expr: Reshape, resolver: Resolver) -> Node:
     from surgeon.planning.editing import reshaped
 
-    alone = resolver.on(None)
-    return reshaped(expr, [alone(part.of) for part in expr.parts], resolver.sources)
+    return reshaped(expr, resolver)
 
 
 def _check_merge(

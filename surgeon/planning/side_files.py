@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from surgeon.errors import MismatchError
+from surgeon.planning.resolve import Node
 from surgeon.planning.sources import Sources
 from surgeon.space.expr import Edit, Expr, Merge, Model, Reshape, children
 from surgeon.space.output import Recipe
-from surgeon.space.registry import reshape_named
-from surgeon.space.reshape import Operand
 from surgeon.store.checkpoint import Checkpoint
 
 
@@ -27,20 +26,11 @@ def files_model(recipe: Recipe, sources: Sources) -> Checkpoint:
     return found
 
 
-def config_of(expr: Expr, sources: Sources) -> Mapping[str, Any]:
-    """The config an expression's result has."""
+def config_changes(root: Node, expr: Expr, sources: Sources) -> Mapping[str, Any]:
+    """What reshapes on the way change in the config that the result would have without them, by key."""
     source = _first(expr, sources)
-    return {**(source.config if source is not None else {}), **config_changes(expr, sources)}
-
-
-def config_changes(expr: Expr, sources: Sources) -> Mapping[str, Any]:
-    """What reshapes on the way change in the config, by key."""
-    if isinstance(expr, Reshape):
-        operands = [Operand(str(part.of), config_of(part.of, sources), part.layers) for part in expr.parts]
-        changed = reshape_named(expr.reshape).config(operands, dict(expr.settings))
-        return {**config_changes(expr.parts[0].of, sources), **changed}
-    inner = next((child for child in _giving(expr) if _first(child, sources) is not None), None)
-    return {} if inner is None else config_changes(inner, sources)
+    before = source.config if source is not None else {}
+    return {key: value for key, value in root.config.items() if key not in before or before[key] != value}
 
 
 def _first(expr: Expr, sources: Sources) -> Checkpoint | None:
