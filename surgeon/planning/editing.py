@@ -50,7 +50,8 @@ def reshaped(expr: Reshape, resolver: Resolver) -> Reshaped:
                 for part, node in zip(expr.parts, inner, strict=True)]  # fmt: skip
     drawn = reshaping.tensors(operands, settings)
     config = {**operands[0].config, **reshaping.config(operands, settings)}
-    return Reshaped(str(expr), inner, drawn, {name: one.spec for name, one in drawn.items()}, config)
+    table = {name: one.spec for name, one in drawn.items()}
+    return Reshaped(str(expr), inner, drawn, table, config, tuple(reshaping.notes(operands, settings)))
 
 
 def _refuse_quantised(expr: Edit, sources: Sources) -> None:

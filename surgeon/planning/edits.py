@@ -122,6 +122,7 @@ class Reshaped:
     drawn: Mapping[str, Drawn]
     table: Table
     config: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
     @property
     def mass(self) -> Coefficient:

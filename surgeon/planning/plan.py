@@ -10,6 +10,7 @@ from typing import Any
 
 from surgeon.errors import MismatchError, RefusedError
 from surgeon.planning.editing import check_models
+from surgeon.planning.edits import Reshaped
 from surgeon.planning.graph import Graph
 from surgeon.planning.kinds import Kinds
 from surgeon.planning.options import Options
@@ -130,6 +131,7 @@ def _build(recipe: Recipe, options: Options) -> Plan:
         workers,
         peak,
         (
+            *_notes(resolver),
             *_warnings(targets, sources, recipe.output.dtype),
             *undone(graph.steps, (target.key for target in targets)),
             *changed_gains(graph, root, targets),
@@ -203,6 +205,13 @@ def _refuse_quantised(targets: tuple[Target, ...], kinds: Kinds, sources: Source
                 f"arithmetic needs F16, BF16, F32 or F64 tensors; {target.name} would be made from {found.spec}",
                 hint="dequantise it first",
             )
+
+
+def _notes(resolver: Resolver) -> tuple[str, ...]:
+    """What reshapes on the way say, each once."""
+    return tuple(
+        dict.fromkeys(note for node in resolver.done.values() if isinstance(node, Reshaped) for note in node.notes)
+    )
 
 
 def _warnings(targets: tuple[Target, ...], sources: Sources, dtype: str | None) -> tuple[str, ...]:

@@ -17,10 +17,7 @@ Table = Mapping[str, TensorSpec]
 
 @dataclass(frozen=True)
 class Operand:
-    """One part as a reshape sees it: its config.json, the blocks [first, end) asked for, and its tensors.
-
-    Where only the config's change is asked for, no tensors are given.
-    """
+    """One part as a reshape sees it: its config.json, the blocks [first, end) asked for, and its tensors."""
 
     label: str
     config: Mapping[str, Any]
@@ -71,6 +68,10 @@ class Reshaping(ABC):
     @abstractmethod
     def tensors(self, operands: Sequence[Operand], settings: Mapping[str, Any]) -> Mapping[str, Drawn]:
         """The tensors of the result, in order."""
+
+    def notes(self, operands: Sequence[Operand], settings: Mapping[str, Any]) -> Sequence[str]:
+        """What `plan` should warn of."""
+        return ()
 
     @abstractmethod
     def config(self, operands: Sequence[Operand], settings: Mapping[str, Any]) -> Mapping[str, Any]:
