@@ -46,7 +46,7 @@ def reshaped(expr: Reshape, resolver: Resolver) -> Reshaped:
     inner = tuple(resolver.on(None)(part.of) for part in expr.parts)
     for node in inner:
         check_mass(node, wanted=(1,), origin=expr.origin)
-    operands = [Operand(node.label, node.config, part.layers, node.table)
+    operands = [Operand(node.label, node.config, part.layers, node.table, part.targets)
                 for part, node in zip(expr.parts, inner, strict=True)]  # fmt: skip
     drawn = reshaping.tensors(operands, settings)
     config = {**operands[0].config, **reshaping.config(operands, settings)}

@@ -63,6 +63,8 @@ def _part(part: Part, names: Mapping[Expr, str]) -> Iterator[tuple[str, str]]:
     yield "of", names[part.of]
     if part.layers is not None:
         yield "layers", f"{part.layers[0]}..{part.layers[1]}"
+    if part.targets is not None:
+        yield "targets", part.targets
 
 
 def direction_data(use: DirectionRef, names: Mapping[Expr, str]) -> str | dict[str, Any]:

@@ -52,7 +52,7 @@ def build_reshape(entry: Entry, faults: Faults) -> Reshape | None:
         return None
     reshaping = reshapes()[read.reshape]
     if "parts" in reshaping.operands:
-        parts = tuple(Part(entry.known[part.of], part.layers) for part in read.parts)
+        parts = tuple(Part(entry.known[part.of], part.layers, part.targets) for part in read.parts)
     else:
         parts = tuple(Part(entry.known[name]) for name in (read.of, *(getattr(read, "with_", None) or ())))
     given = entry.settings(reshaping.parameters, read, entry.node)

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema, crea
 from surgeon.anatomy.family import Part
 from surgeon.errors import RefusedError, nearest
 from surgeon.recipe.document import kind
-from surgeon.recipe.setting_types import Strict, Wrong, class_name, path, setting_field, single_type
+from surgeon.recipe.setting_types import Strict, Wrong, class_name, path, pattern, setting_field, single_type
 from surgeon.space.fitter import SETS
 from surgeon.space.registry import edits, fitters, reshapes
 
@@ -121,6 +121,9 @@ class PartEntry(Strict):
     of: str = Field(description="A model or step.")
     layers: _RANGE = Field(
         None, description="The blocks taken of it, half-open: 8..24 is blocks 8 to 23; all where it is left out."
+    )
+    targets: Annotated[str, AfterValidator(pattern)] | None = Field(
+        None, description="A pattern over tensor names: the tensors taken of it; all where it is left out."
     )
 
 

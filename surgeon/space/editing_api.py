@@ -13,7 +13,7 @@ from surgeon.space.api import setting_of
 from surgeon.space.expr import DirectionRef, Edit, Expr, Fit, Part, Reshape, settings
 from surgeon.space.registry import edit_named, reshape_named
 
-Operands = Expr | tuple[Expr, tuple[int, int]]
+Operands = Expr | tuple[Expr, tuple[int, int] | str]
 Directions = str | Path | Direction | Fit | DirectionRef
 
 
@@ -61,7 +61,8 @@ def edit(
 def reshape(method: str, *parts: Operands, name: str = "", **given: Any) -> Reshape:
     """Reshape a model, or several into one: ``untie`` gives a tied model a head of its own.
 
-    A part is a model, or a pair of a model and the blocks (first, end) taken of it. RecipeError lists what is wrong.
+    A part is a model, or a pair of a model and what is taken of it: the blocks (first, end), or a pattern over tensor
+    names. RecipeError lists what is wrong.
     """
     found = reshape_named(method)
     faults: list[Fault] = []
@@ -83,12 +84,13 @@ def reshape(method: str, *parts: Operands, name: str = "", **given: Any) -> Resh
 
 
 def _part(given: Operands, faults: list[Fault]) -> Part:
-    of, layers = given if isinstance(given, tuple) else (given, None)
+    of, which = given if isinstance(given, tuple) else (given, None)
+    layers, targets = (None, which) if isinstance(which, str) else (which, None)
     if not isinstance(of, Expr):
         faults.append(Fault(f"{of!r} is no model", hint=f"write surgeon.open({str(of)!r})"))
     if layers is not None and not _is_range(layers):
         faults.append(Fault(f"{layers!r} is no range of layers", hint="give a pair, (first, end), the end left out"))
-    return Part(of, layers)
+    return Part(of, layers, targets)
 
 
 def _is_range(layers: object) -> bool:

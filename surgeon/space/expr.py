@@ -185,13 +185,15 @@ class Edit(Expr):
 
 @dataclass(frozen=True)
 class Part:
-    """One operand of a reshape; `layers` takes blocks [first, end) of it alone."""
+    """One operand of a reshape; `layers` takes blocks [first, end) of it alone, `targets` tensors by a pattern."""
 
     of: Expr
     layers: tuple[int, int] | None = None
+    targets: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.of}[{self.layers[0]}..{self.layers[1]}]" if self.layers else str(self.of)
+        which = f"{self.layers[0]}..{self.layers[1]}" if self.layers else self.targets
+        return f"{self.of}[{which}]" if which else str(self.of)
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,13 @@ Table = Mapping[str, TensorSpec]
 
 @dataclass(frozen=True)
 class Operand:
-    """One part as a reshape sees it: its config.json, the blocks [first, end) asked for, and its tensors."""
+    """One part as a reshape sees it: its config.json, the blocks [first, end) or targets asked for, its tensors."""
 
     label: str
     config: Mapping[str, Any]
     layers: tuple[int, int] | None = None
     table: Table = field(default_factory=dict)
+    targets: str | None = None
 
     @property
     def anatomy(self) -> Anatomy:
@@ -58,7 +59,8 @@ class Reshaping(ABC):
     """One reshape; subclasses in `surgeon.reshapes` are found by `name`.
 
     `operands` are the recipe's keys that name its parts, in the order they are given to it: ``of`` (one), ``with`` (a
-    list of further ones) or ``parts`` (a list of ``{of, layers}``). `parameters` are its settings, each one value.
+    list of further ones) or ``parts`` (a list of ``{of, layers, targets}``). `parameters` are its settings, one value
+    each.
     """
 
     name: ClassVar[str]
