@@ -132,7 +132,7 @@ def _build(recipe: Recipe, options: Options) -> Plan:
         peak,
         (
             *_notes(resolver),
-            *_warnings(targets, sources, recipe.output.dtype),
+            *_warnings(targets, sources, recipe.output.dtype, giver),
             *undone(graph.steps, (target.key for target in targets)),
             *changed_gains(graph, root, targets),
         ),
@@ -214,9 +214,11 @@ def _notes(resolver: Resolver) -> tuple[str, ...]:
     )
 
 
-def _warnings(targets: tuple[Target, ...], sources: Sources, dtype: str | None) -> tuple[str, ...]:
+def _warnings(targets: tuple[Target, ...], sources: Sources, dtype: str | None, giver: Checkpoint) -> tuple[str, ...]:
     found = []
-    if sources and all(target.action == "copy" for target in targets):
+    if sources and all(
+        target.action == "copy" and target.stored == giver.tensors.get(target.name) for target in targets
+    ):
         found.append("nothing changes: every tensor is a copy")
     kept = [target for target in targets if dtype and target.spec.dtype.startswith(("F8", "F6", "F4"))]
     if kept:

@@ -63,7 +63,8 @@ def _merged(
     form = next((form for form in _FORMS if root.get(form)), None)
     scope = Scope(where, None, base, (root.get("parameters"),), references, faults, notes)
     method = _method(where, faults, needed=form == "models" or not scope.copies)
-    if form is None:
+    if form is None or (method is None and not scope.copies):
+        faults.check()
         return name
     made = _FORMS[form](root, Scope(where, method, base, scope.levels, references, faults, notes), name)
     if base and (method is None or not method.needs_base) and (of := references.name(base)):

@@ -28,6 +28,8 @@ _TENSORS = {
 def of_modules(root: Node, scope: Scope, name: str) -> str:
     """The step that joins the modules' results. What no module holds is the base model's, or the first model's."""
     made: dict[str, str] = {}
+    if not root.mapping["modules"].mapping:
+        scope.faults.add(f"modules is a mapping of {', '.join(_TENSORS)}", root.mapping["modules"].start)
     for module, entry in root.mapping["modules"].mapping.items():
         scope.faults.unknown_keys(entry, (*_FORMS, "parameters"), "a module")
         form = next((form for form in _FORMS if entry.get(form)), None)

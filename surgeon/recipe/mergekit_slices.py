@@ -86,7 +86,7 @@ def merged(sources: Sequence[Source], scope: Scope, name: str) -> str:
             scope.faults.add(f"{method.name} needs base_model", where)
         elif found is None:
             message = f"the base model {scope.references.spelled(scope.base)} is not among the sources of this slice"
-            scope.faults.add(message, where, "list it, with its layer_range")
+            scope.faults.add(message, sources[0].entry, "list it, with its layer_range")
         else:
             models.remove(found)
             if found.entry.get("parameters"):

@@ -36,7 +36,6 @@ def test_scalars(text, value):
         ("1: x", 1, 1, "a key must be a word"),
         ("true: x", 1, 1, "a key must be a word"),
         ("? [a]\n: x", 1, 3, "a key must be a word"),
-        ("x: 1\n---\ny: 2", 2, 1, "second one"),
         ("%YAML 1.1\n---\nx: 1", 2, 1, "directives"),
         ("layers: 8:24", 1, 9, "8..24"),
         ("x: 190:20:30", 1, 4, "base 60"),
