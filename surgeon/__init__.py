@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from surgeon.verbs.doctor import doctor
     from surgeon.verbs.export import export_adapter
     from surgeon.verbs.find import find
+    from surgeon.verbs.greedy_soup import greedy_soup
     from surgeon.verbs.import_gguf import import_gguf
     from surgeon.verbs.measure import apply_to, measure_residual
     from surgeon.verbs.measure_merge import measure_merge
@@ -67,15 +68,18 @@ _HOMES = {
     "reshape": "surgeon.space.editing_api",
 } | {
     verb: f"surgeon.verbs.{verb}"
-    for verb in ("apply", "convert", "diff", "doctor", "find", "import_gguf", "plan", "schema", "show", "verify")
+    for verb in (
+        *("apply", "convert", "diff", "doctor", "find", "greedy_soup", "import_gguf", "plan", "schema", "show"),
+        "verify",
+    )
 }
 
 __all__ = [
     "BudgetError", "CheckpointError", "Direction", "Expr", "Fault", "Fit", "MismatchError", "Origin", "OutputError",
     "Progress", "RecipeError", "RefusedError", "RunError", "SurgeonError", "VerificationError", "__version__",
     "apply", "apply_to", "convert", "copy_recipe", "diff", "doctor", "dump_recipe", "edit", "export_adapter", "find",
-    "import_gguf", "list_methods", "list_recipes", "load_recipe", "measure_merge", "measure_residual", "merge", "open",
-    "plan", "reshape", "schema", "show", "verify",
+    "greedy_soup", "import_gguf", "list_methods", "list_recipes", "load_recipe", "measure_merge", "measure_residual",
+    "merge", "open", "plan", "reshape", "schema", "show", "verify",
 ]  # fmt: skip
 
 

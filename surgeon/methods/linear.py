@@ -14,6 +14,8 @@ def linear(models: Models, weight: PerModel[float], normalize: bool = True) -> T
     Computed as x₀ + Σ wᵢ(xᵢ − x₀), so that equal models give exactly themselves. Soups: https://arxiv.org/abs/2203.05482
     """
     mass = sum(weight)
+    if normalize and not mass:
+        raise ValueError(f"the weights {', '.join(f'{each:g}' for each in weight)} cancel; `normalize: false` adds up")
     share = [w / mass for w in weight] if normalize else list(weight)
     if not share[0]:
         # A weight of zero is no anchor: what is left over alone then gives exactly itself.

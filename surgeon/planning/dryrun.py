@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from surgeon.errors import MismatchError, SurgeonError
+from surgeon.errors import MismatchError, RefusedError, SurgeonError
 from surgeon.planning.evaluation import Evaluator, Known, measured, tile_elements
 from surgeon.planning.step import Key, Step, Target, below
 from surgeon.space.kernels import kernel_named
@@ -76,7 +76,7 @@ def begin_statistics(steps: Mapping[Key, Step], key: Key) -> Known:
     known: Known = {}
     for step in measured(steps, key):
         kernel = kernel_named(step.kernel)
-        width = kernel.width(len([need for need in step.inputs if not need.whole]))
+        width = kernel.width(len([need for need in step.inputs if not need.whole]), step.values)
         for name, statistic in kernel.statistics.items():
             known[step.key, name] = statistic.begin(width, step.spec.count, step.values)
     return known
@@ -85,7 +85,8 @@ def begin_statistics(steps: Mapping[Key, Step], key: Key) -> Known:
 def live_bytes(steps: Mapping[Key, Step], target: Target, block: int) -> int:
     """The most bytes alive while one block of a target is computed, statistics included.
 
-    Raises MismatchError, naming the tensor, when a kernel fails on these shapes or gives another shape.
+    Raises MismatchError, naming the tensor, when a kernel fails on these shapes or gives another shape; RefusedError
+    when a method refuses its settings.
     """
     block = min(block, target.spec.count)
     told = _told(steps, target, block)
@@ -101,6 +102,10 @@ def live_bytes(steps: Mapping[Key, Step], target: Target, block: int) -> int:
             peak = live.peak * block // max(count, 1)
     except SurgeonError:
         raise
+    except ValueError as error:
+        # A method's own refusal of its settings, such as weights that cancel.
+        hint = "change this setting, or give this tensor a rule of its own"
+        raise RefusedError(f"{target.name} ({target.reason}): {error}", hint=hint) from error
     except Exception as error:
         raise MismatchError(f"{target.name}: {target.reason} does not run on these shapes: {error}") from error
     if value.numel() != count:

@@ -12,7 +12,7 @@ from surgeon.space.kernels import kernel_named
 
 _WORDS = {"low_rank": "adapter", "dora": "DoRA adapter", "BF16": "compensated rounding", "F16": "compensated rounding"}
 #: Steps that only prepare others.
-_SILENT = ("load", "zeros", "frame:columns")
+_SILENT = ("load", "zeros", "frame:columns", "span:columns")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,13 +31,22 @@ class Kind:
     def reason(self) -> str:
         """How it is made, in words."""
         kernels = [step.kernel.removesuffix("@last") for step in self.below if step.kernel not in _SILENT]
-        kernels = [kernel.rpartition(":")[2] for kernel in kernels]
-        return " → ".join(dict.fromkeys(_WORDS.get(kernel, kernel) for kernel in kernels))
+        return " → ".join(dict.fromkeys(_word(kernel) for kernel in kernels))
 
     @cached_property
     def input_bytes(self) -> int:
         """Bytes on disk it is made from."""
         return sum(step.stored.spec.nbytes for step in self.below if step.stored is not None)
+
+    @cached_property
+    def read_at_once(self) -> int:
+        """Bytes of the largest tensor that a whole kernel gets in one piece; 0 where everything comes in blocks."""
+        wholes = (
+            s for s in self.below if s.kernel not in ("load", "same") and kernel_named(s.kernel).blocks == "whole"
+        )
+        aligned = (need.key for step in wholes for need in step.inputs if not need.whole)
+        stored = (step.stored for key in aligned for step in self.steps.below(key))
+        return max((found.spec.nbytes for found in stored if found is not None), default=0)
 
     @cached_property
     def looks(self) -> int:
@@ -57,6 +66,11 @@ class Kind:
             for step in measured(self.steps, self.key)
             for statistic in kernel_named(step.kernel).statistics.values()
         )
+
+
+def _word(kernel: str) -> str:
+    kind, _, name = kernel.rpartition(":")
+    return f"{name} in core space" if kind == "core" else _WORDS.get(name, name)
 
 
 @dataclass(frozen=True, eq=False)

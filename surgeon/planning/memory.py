@@ -15,6 +15,8 @@ from surgeon.tensors import human_bytes
 #: What a worker holds besides a block's values: read and write buffers, the allocator's slack, Python objects.
 _WORKER = 16_000_000
 _SLACK = 1.25
+#: The same where whole tensors are worked on: blocks of many sizes leave gaps in the heap that freed ones are kept in.
+_WHOLE_SLACK = 1.5
 
 
 def fit(kinds: Kinds, targets: tuple[Target, ...], options: Options) -> tuple[tuple[Target, ...], int, int]:
@@ -54,7 +56,9 @@ def streamed_bytes(kinds: Kinds, targets: tuple[Target, ...], options: Options) 
             continue
         kind = kinds.number(target.key), target.spec.dtype
         if kind not in costs:
-            costs[kind] = int(live_bytes(kinds.steps, target, options.block_elements) * _SLACK)
+            at_once = kinds.of(target.key).read_at_once
+            slack = _WHOLE_SLACK if at_once else _SLACK
+            costs[kind] = at_once + int(live_bytes(kinds.steps, target, options.block_elements) * slack)
         needs.append(_WORKER + costs[kind])
     return needs
 

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from surgeon.errors import MismatchError, RefusedError
+from surgeon.planning.core_space import factored, in_core_space
 from surgeon.planning.step import Input, Key
 from surgeon.space.coefficient import Coefficient
 from surgeon.space.expr import ONE, Settings
@@ -193,8 +194,12 @@ class Mix:
         settings = self._settings(tensor, graph)
         if all(key is None or key == base for key in keys):
             return base
+        if len(keys) == 1 and self.method.unchanged_at(settings):
+            return keys[0]
+        if self.method.equivariant and (members := factored(graph.steps, keys, base)) is not None:
+            return in_core_space(self, tensor, graph, members, settings)
         filled = [key or graph.add(self, tensor, "zeros", (), part=f"zero{i}") for i, key in enumerate(keys)]
-        inputs = tuple(Input(key) for key in ((base, *filled) if self.method.needs_base else filled) if key)
+        inputs = tuple(Input(key) for key in (base, *filled) if key)
         return graph.add(self, tensor, f"merge:{self.method.name}", inputs, settings)
 
     def _settings(self, tensor: str, graph: Graph) -> dict[str, Any]:

@@ -165,7 +165,7 @@ def _check_merge(
 ) -> None:
     if method.needs_base and base is None:
         raise RefusedError(f"{method.name} needs a base_model", hint="name the model the others were made from")
-    if base is not None and not method.needs_base:
+    if base is not None and not method.takes_base:
         raise RefusedError(f"{method.name} has no base_model", hint="list it among the models, with a weight")
     low, high = method.models
     if len(members) < low or (high is not None and len(members) > high):

@@ -29,7 +29,7 @@ def spanning(steps: Steps, targets: Sequence[Target]) -> Spanning:
 
 def begin(step: Step, statistic: Statistic, count: int) -> Any:
     """What a statistic of a step knows before its first round, of `count` elements a model."""
-    width = kernel_named(step.kernel).width(sum(not need.whole for need in step.inputs))
+    width = kernel_named(step.kernel).width(sum(not need.whole for need in step.inputs), step.values)
     return statistic.begin(width, count, step.values)
 
 

@@ -21,8 +21,7 @@ _LATER = {
     "chat_template": "setting a chat template is",
 }
 _LATER_METHODS = {
-    "arcee_fusion", "breadcrumbs", "breadcrumbs_ties", "dare_linear", "dare_ties", "della", "della_linear", "karcher",
-    "model_stock", "multislerp", "nearswap", "nuslerp", "passthrough", "ram", "ramplus_tl", "sce",
+    "breadcrumbs", "breadcrumbs_ties", "dare_linear", "dare_ties", "della", "della_linear", "ram", "ramplus_tl", "sce",
 }  # fmt: skip
 _FORMS = {"models": of_models, "slices": of_slices, "modules": of_modules}
 _KEYS = {
@@ -67,7 +66,7 @@ def _merged(
         faults.check()
         return name
     made = _FORMS[form](root, Scope(where, method, base, scope.levels, references, faults, notes), name)
-    if base and (method is None or not method.needs_base) and (of := references.name(base)):
+    if base and (method is None or not method.takes_base) and (of := references.name(base)):
         output["files_from"] = base.with_value(of)
     return made
 

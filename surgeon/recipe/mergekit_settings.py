@@ -36,7 +36,8 @@ class Parameters:
     ) -> None:
         self.method, self.faults, self.notes = method, faults, notes
         self.where, self.levels = where, levels
-        self.used = [parameter for name, parameter in method.parameters.items() if name not in method.mergekit]
+        other = {name for name, (_, differs) in method.mergekit.items() if not (differs and name in KNOWN)}
+        self.used = [parameter for name, parameter in method.parameters.items() if name not in other]
 
     def of_step(self, layers: range | None = None) -> dict[str, Node]:
         """The settings all models share, with those that give mergekit's semantics; each difference is noted."""
@@ -44,10 +45,9 @@ class Parameters:
             self._note_ignored(level, "")
         told = [f"mergekit's {self.method.name}: {differs}" for _, differs in self.method.mergekit.values() if differs]
         self.notes += [note for note in told if note not in self.notes]
-        found = self._given(self.levels, self.where, layers, per_model=False)
-        return found | {
-            name: self.where.with_value(value) for name, (value, differs) in self.method.mergekit.items() if differs
-        }
+        chosen = {name: value for name, (value, differs) in self.method.mergekit.items() if name and differs}
+        theirs = {name: self.where.with_value(value) for name, value in chosen.items()}
+        return theirs | self._given(self.levels, self.where, layers, per_model=False)
 
     def of_model(self, model: str, entry: Node, layers: range | None = None) -> Node:
         """The settings of one model: its own first, then the shared ones; its weight must be given.

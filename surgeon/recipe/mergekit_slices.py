@@ -64,7 +64,7 @@ def of_models(root: Node, scope: Scope, name: str) -> str:
             sources[of] = Source(of, of, entry)
     base = scope.references.name(scope.base) if scope.base else None
     if base and scope.base and base not in sources and scope.method:
-        if not scope.method.needs_base:
+        if not scope.method.takes_base:
             note = f"base_model: mergekit's {scope.method.name} has none; it is one more model, as mergekit has it"
             scope.notes.append(note)
         sources[base] = Source(base, base, scope.base.with_value({}))
@@ -80,7 +80,7 @@ def merged(sources: Sequence[Source], scope: Scope, name: str) -> str:
     parameters = Parameters(method, where, scope.levels, scope.faults, scope.notes)
     step = {"merge": where, "semantics": where.with_value("mergekit"), **parameters.of_step(scope.layers)}
     models = list(sources)
-    if method.needs_base:
+    if method.needs_base or (method.takes_base and scope.base):
         found = next((source for source in sources if source.model == base), None)
         if scope.base is None:
             scope.faults.add(f"{method.name} needs base_model", where)

@@ -102,9 +102,11 @@ def merge_step(name: str) -> type[Strict]:
         "models": (_members(word, method), Field(description="Names of models and steps, with their own settings.")),
         "semantics": (Literal["paper", "mergekit"] | None, Field(None, description="Whose reading of the method.")),
     }
+    text = "What task vectors are differences from; not one of the models."
     if method.needs_base:
-        text = "What task vectors are differences from; not one of the models."
         fields["base_model"] = (str, Field(description=text))
+    elif method.takes_base:
+        fields["base_model"] = (str | None, Field(None, description=f"{text} Without one, the models are merged."))
     fields |= {parameter.name: setting_field(parameter) for parameter in method.parameters.values()}
     return create_model(f"{word}Step", __base__=Strict, __doc__=method.summary, **fields)
 

@@ -100,6 +100,7 @@ def build_merge(entry: Entry, faults: Faults) -> Merge | None:
     if read is None:
         return None
     own = read.models if isinstance(read.models, dict) else {}
+    base = read.base_model if method.takes_base else None
     members = [
         Member(entry.known[name], entry.settings(method.parameters, own.get(name), inner))
         for name, inner in node.named("models")
@@ -107,7 +108,7 @@ def build_merge(entry: Entry, faults: Faults) -> Merge | None:
     return Merge(
         method=method.name,
         members=tuple(members),
-        base_model=entry.known[read.base_model] if method.needs_base else None,
+        base_model=None if base is None else entry.known[base],
         settings=entry.settings(method.parameters, read, node),
         semantics=read.semantics or "paper",
         name=entry.name,

@@ -58,7 +58,7 @@ def merge(
     for operand in (*models, *(() if base_model is None else (base_model,))):
         if not isinstance(operand, Expr):
             faults.append(Fault(f"{operand!r} is no model", hint=f"write surgeon.open({str(operand)!r})"))
-    if base_model is not None and not found.needs_base:
+    if base_model is not None and not found.takes_base:
         faults.append(Fault(f"{method} has no base_model", hint="list it among the models, with a weight"))
     if base_model is None and found.needs_base:
         faults.append(Fault(f"{method} needs a base_model", hint="name the model the others were made from"))

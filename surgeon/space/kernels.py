@@ -77,7 +77,7 @@ class Kernel(ABC):
         """What the statistics look at, usually [k, n], of the inputs; a rows kernel is asked tile by tile."""
         return stack.reshape(len(stack), -1)
 
-    def width(self, inputs: int) -> int:
+    def width(self, inputs: int, settings: Mapping[str, Any]) -> int:
         """How many rows the statistics look at, of so many aligned inputs."""
         return inputs
 
@@ -158,35 +158,43 @@ class Merging(Kernel):
 
     @override
     def observed(self, stack: Tensor, call: Call) -> Tensor:
-        observed = self.method.observed(self._operands(stack, call.settings))
-        return observed.reshape(len(observed), -1)
+        return self.method.observed(self._operands(stack, call.settings))
 
     @override
-    def width(self, inputs: int) -> int:
-        return inputs - 1 if self.method.signature.asks(Operand.TASK_VECTORS) else inputs
+    def width(self, inputs: int, settings: Mapping[str, Any]) -> int:
+        models = len(settings["differences"])
+        return models if self.method.subtracts(based=inputs > models) else inputs
 
     @override
     def __call__(self, stack: Tensor, call: Call) -> Tensor:
+        merged = self.run(self._operands(stack, call.settings), call)
+        based = len(stack) > len(call.settings["differences"])
+        return merged + stack[0] if self.method.subtracts(based) else merged
+
+    def run(self, operands: Mapping[str, Tensor], call: Call) -> Tensor:
+        """The function on its tensors, with the settings, statistics and noise of a call."""
         signature = self.method.signature
-        arguments = self._operands(stack, call.settings) | dict(call.known)
+        arguments = {**operands, **call.known}
         arguments |= {parameter.argument: call.settings[parameter.argument] for parameter in signature.parameters}
         if signature.noise:
             seed, labels = call.settings["seed"], call.settings["labels"]
-            arguments[signature.noise] = Noise(seed, call.block.tensor, labels, call.block.start)
-        merged = self.method.function(**arguments)
-        return merged + stack[0] if signature.asks(Operand.TASK_VECTORS) else merged
+            tensor = call.block.tensor.partition("\0")[0]
+            arguments[signature.noise] = Noise(seed, tensor, labels, call.block.start)
+        return self.method.function(**arguments)
 
     def _operands(self, stack: Tensor, settings: Mapping[str, Any]) -> dict[str, Tensor]:
         """The function's tensors; base first in the stack where there is one. Differences stand for base + them."""
-        based = self.method.needs_base
+        based = len(stack) > len(settings["differences"])
         models = stack[1:] if based else stack
-        as_vectors = self.method.signature.asks(Operand.TASK_VECTORS)
+        as_vectors = self.method.subtracts(based)
         for model, difference in zip(models, settings["differences"], strict=True):
             if based and as_vectors and not difference:
                 model -= stack[0]
             if based and not as_vectors and difference:
                 model += stack[0]
-        given = {Operand.BASE: stack[0], Operand.MODELS: models, Operand.TASK_VECTORS: models}
+        given = {Operand.BASE: stack[0]} | dict.fromkeys(
+            (Operand.MODELS, Operand.TASK_VECTORS, Operand.VECTORS), models
+        )
         return {argument: given[kind] for argument, kind in self.method.signature.operands}
 
 
@@ -194,9 +202,11 @@ _BUILT_IN: Mapping[str, Kernel] = {"combine": Combine(), "zeros": Zeros(), "low_
 _KINDS: dict[str, Callable[[str], Kernel]] = {"merge": lambda name: Merging(merge_method_named(name))}
 #: Modules that register a kind when it is first asked for.
 _HOMES = {
+    "core": "surgeon.space.core_kernels",
     "edit": "surgeon.space.edit_kernels",
     "frame": "surgeon.space.edit_kernels",
     "round": "surgeon.space.rounding",
+    "span": "surgeon.space.core_kernels",
 }
 
 

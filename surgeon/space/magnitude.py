@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -144,12 +144,17 @@ class KthMagnitude(Statistic):
     @override
     def begin(self, models: int, count: int, settings: Mapping[str, Any]) -> _Search:
         shares = [float(share) for share in settings[self.density]]
-        known = [
-            _Model(count, count, _ALL, found=True)
-            if share >= 1 or not count
-            else _Model(max(1, int(share * count)), count, 0)
-            for share in shares
-        ]
+        return self.search([count + 1 if share >= 1 else max(1, int(share * count)) for share in shares], count)
+
+    def search(self, keep: Sequence[int], count: int) -> _Search:
+        """What is known before the search for the keep-th largest magnitudes among `count`, one a row observed.
+
+        More than there are keeps all.
+        """
+        known = (
+            _Model(count, count, _ALL, found=True) if kept > count or not count else _Model(kept, count, 0)
+            for kept in keep
+        )
         return _Search(0, tuple(known), _span(count))
 
     @override
@@ -164,7 +169,7 @@ class KthMagnitude(Statistic):
     @override
     def observe(self, known: _Search, values: Tensor, place: Place) -> dict[tuple[int, Place], Any]:
         seen: dict[tuple[int, Place], Any] = {}
-        for number, (row, model) in enumerate(zip(values, known.models, strict=True)):
+        for number, (row, model) in enumerate(zip(values.reshape(len(values), -1), known.models, strict=True)):
             if model.tie is not None if known.step == 4 else not model.found:
                 bits = row.abs().float().view(torch.int32).cpu().numpy()
                 seen |= {(number, at): found for at, found in _look(known, model, bits, place)}
@@ -194,6 +199,11 @@ class KthMagnitude(Statistic):
         places = [model.last for model in known.models]
         last = tuple(index if own == tensor else (1 << 62 if own > tensor else -1) for own, index in places)
         return Cut(tuple(model.bits for model in known.models), last, start)
+
+
+def magnitudes(search: _Search) -> tuple[float, ...]:
+    """The magnitudes found; 0 where all entries are kept."""
+    return tuple(float(np.int32(max(model.bits, 0)).view(np.float32)) for model in search.models)
 
 
 def _span(count: int) -> int:

@@ -23,23 +23,46 @@ class MergeMethod(Registered, Generic[P]):
     """A merge method: its function, what it asks for, and what it promises.
 
     `blocks` says which part of a tensor may be computed alone: any run of its ``elements``, any band of its ``rows``,
-    or only the ``whole``. `breaks` maps a law it does not keep to the reason. `mergekit` maps each setting that
-    mergekit does not have to the value that gives what mergekit computes and to what then differs from
-    the method as it is here, in words (empty where the default is what mergekit does).
+    or only the ``whole``. `unchanged` holds the settings at which a single model is left as it is, byte for byte.
+    `breaks` maps a law it does not keep to the reason. `mergekit` maps each setting that mergekit does not have to the
+    value that gives what mergekit computes and to what then differs from the method as it is here, in words (empty
+    where the default is what mergekit does). A setting that mergekit has too, by another default, is there with that;
+    what differs without a setting has the name "". `equivariant` says which changes of a matrix's basis go through it,
+    ``both`` where f(QτRᵀ) = Q f(τ) Rᵀ for Q and R with orthonormal columns, ``left`` where f(Qτ) = Q f(τ): adapters
+    are then merged in the space that their factors span.
     """
 
     function: Callable[P, Tensor]
     blocks: Blocks
     signature: Signature
     models: tuple[int, int | None] = (1, None)
+    unchanged: Mapping[str, float] = field(default_factory=dict)
     breaks: Mapping[str, str] = field(default_factory=dict)
     mergekit: Mapping[str, tuple[Scalar, str]] = field(default_factory=dict)
     owner: str = ""
+    equivariant: Literal["", "left", "both"] = ""
 
     @property
     def needs_base(self) -> bool:
         """Whether it works on task vectors or asks for the base."""
         return self.signature.asks(Operand.TASK_VECTORS) or self.signature.asks(Operand.BASE)
+
+    @property
+    def takes_base(self) -> bool:
+        """Whether a base may be named."""
+        return self.needs_base or self.signature.asks(Operand.VECTORS)
+
+    def subtracts(self, based: bool = True) -> bool:
+        """Whether the base, if there is one, is subtracted from the models and added to the result."""
+        return self.signature.asks(Operand.TASK_VECTORS) or (based and self.signature.asks(Operand.VECTORS))
+
+    def unchanged_at(self, settings: Mapping[str, Any]) -> bool:
+        """Whether one model is left as it is, with settings by argument."""
+        given = {p.name: settings[p.argument] for p in self.signature.parameters}
+        return bool(self.unchanged) and all(
+            all(each == value for each in (given[name] if isinstance(given[name], tuple) else (given[name],)))
+            for name, value in self.unchanged.items()
+        )
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:
@@ -50,7 +73,7 @@ class MergeMethod(Registered, Generic[P]):
     @property
     def operand(self) -> str:
         """The argument that holds the models or task vectors."""
-        wanted = (Operand.TASK_VECTORS, Operand.MODELS)
+        wanted = (Operand.TASK_VECTORS, Operand.MODELS, Operand.VECTORS)
         return next(argument for argument, kind in self.signature.operands if kind in wanted)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor:
@@ -88,22 +111,30 @@ def merge_method(
     blocks: Blocks = "whole",
     models: tuple[int, int | None] = (1, None),
     ranges: dict[str, str] | None = None,
+    unchanged: dict[str, float] | None = None,
     breaks: dict[str, str] | None = None,
     mergekit: dict[str, tuple[Scalar, str]] | None = None,
+    equivariant: Literal["", "left", "both"] = "",
 ) -> Any:
     """Register a function as a merge method (bare, or with arguments).
 
-    The signature is the interface: `TaskVectors`, `Models`, `Base` are float32 tensors; `PerModel` a number a model;
-    float, int, bool, str and Literal are settings of the step; a `Statistic` default is computed beforehand; `Noise`
-    is randomness. `ranges` bounds numbers (``{"density": "(0, 1]"}``), `models` counts models without the base,
-    `mergekit` says how a translated recipe sets what mergekit does not have.
+    The signature is the interface: `TaskVectors`, `Models`, `Vectors`, `Base` are float32 tensors; `PerModel` a number
+    a model; float, int, bool, str and Literal are settings of the step; a `Statistic` default is computed beforehand;
+    `Noise` is randomness. `ranges` bounds numbers (``{"density": "(0, 1]"}``), `models` counts models without the base,
+    `unchanged` holds settings at which a single model stays as it is, `mergekit` says how a translated recipe sets
+    what mergekit does not have, `equivariant` which changes of basis of a matrix go through the method ("left" or
+    "both"), so that adapters are merged without their products.
     """
 
     def register(decorated: Callable[P, Tensor]) -> MergeMethod[P]:
         signature = read_signature(decorated, ranges or {})
         wanted = [kind for _, kind in signature.operands if kind is not Operand.BASE]
         if len(wanted) != 1:
-            raise TypeError(f"{decorated.__name__}: ask for either TaskVectors or Models")
-        return MergeMethod(decorated, blocks, signature, models, breaks or {}, mergekit or {})
+            raise TypeError(f"{decorated.__name__}: ask for one of TaskVectors, Models and Vectors")
+        if equivariant and (blocks != "whole" or signature.statistics or wanted != [Operand.TASK_VECTORS]):
+            raise TypeError(f"{decorated.__name__}: equivariant is for whole task vectors alone, without statistics")
+        return MergeMethod(
+            decorated, blocks, signature, models, unchanged or {}, breaks or {}, mergekit or {}, equivariant=equivariant
+        )
 
     return register if function is None else register(function)

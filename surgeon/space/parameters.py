@@ -23,6 +23,7 @@ class Operand(enum.Enum):
 
     TASK_VECTORS = "task vectors"
     MODELS = "models"
+    VECTORS = "task vectors or models"
     BASE = "base model"
     PER_MODEL = "per model"
     WEIGHT = "weight"
@@ -35,6 +36,8 @@ _T = TypeVar("_T")
 TaskVectors = Annotated[Tensor, Operand.TASK_VECTORS]
 #: [model, …]: the models themselves.
 Models = Annotated[Tensor, Operand.MODELS]
+#: [model, …]: each model minus the base where a recipe names one (and the base added to the result), else the models.
+Vectors = Annotated[Tensor, Operand.VECTORS]
 #: […]: the base model, which is not among the models.
 Base = Annotated[Tensor, Operand.BASE]
 #: [d, n]: what an edit changes, the residual axis first, whatever the layout on disk.

@@ -55,7 +55,7 @@ class Statistic(ABC):
 
     @abstractmethod
     def observe(self, known: Any, values: Tensor, place: Place) -> Any:
-        """The partial of one block."""
+        """The partial of one block: [model, n], or of a method that works on rows [model, rows, columns]."""
 
     def collect(self, known: Any, partials: dict[Any, Any], place: Place, partial: Any) -> None:
         """Add a block's partial to those collected; order must not matter."""
@@ -98,7 +98,7 @@ class InnerProducts(Statistic):
 
     @override
     def observe(self, known: Any, values: Tensor, place: Place) -> dict[tuple[int, int], np.ndarray]:
-        wide = values.double()
+        wide = values.reshape(len(values), -1).double()
         pairs = [(i, j) for i in range(len(wide)) for j in range(i, len(wide))]
         return {(i, j): chunk_sums(wide[i] * wide[j]).cpu().numpy() for i, j in pairs}
 

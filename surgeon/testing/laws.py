@@ -43,7 +43,8 @@ class Case:
     def operands(self, method: Method) -> dict[str, Any]:
         """The tensors by argument, and the noise."""
         models = self.base + self.vectors
-        given = {Operand.TASK_VECTORS: self.vectors, Operand.MODELS: models, Operand.BASE: self.base}
+        given = {Operand.MODELS: models, Operand.BASE: self.base}
+        given |= dict.fromkeys((Operand.TASK_VECTORS, Operand.VECTORS), self.vectors)
         tensors = {argument: given[kind].clone() for argument, kind in method.signature.operands}
         noise = method.signature.noise
         return tensors | ({noise: Noise(0, _TENSOR, self.labels)} if noise else {})
@@ -76,7 +77,7 @@ def _close(left: Tensor, right: Tensor) -> bool:
 
 def _change(method: Method, case: Case, change: Tensor) -> Tensor:
     """What a method gives where the model changes by this: the change itself, or base + change, as it works."""
-    return change if method.signature.asks(Operand.TASK_VECTORS) else case.base + change
+    return change if method.subtracts() else case.base + change
 
 
 def shape_kept(method: Method) -> None:
@@ -141,19 +142,42 @@ def blockwise(method: Method) -> None:
     for block in (4096, 8192):
         assert torch.equal(_through_steps(method, case, block), whole)
     plain = replace(case, vectors=(case.base + case.vectors) - case.base).call(method)
-    assert torch.equal(whole, plain + case.base if method.signature.asks(Operand.TASK_VECTORS) else plain)
+    assert torch.equal(whole, plain + case.base if method.subtracts() else plain)
+
+
+def basis(method: Method) -> None:
+    """A change of basis goes through, f(QτRᵀ) = Q f(τ) Rᵀ, as its `equivariant` says; embeddings too."""
+    case = make_case(method, shape=(7, 5))
+    _goes_through(method, case, 7, 5)
+    # Sums of low rank in a larger space, where most directions mean nothing.
+    low = [vector[:, :1] @ vector[:1] for vector in case.vectors]
+    _goes_through(method, replace(case, vectors=torch.stack(low)), 24, 36)
+
+
+def _goes_through(method: Method, case: Case, rows: int, columns: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    small = case.base.shape
+    left = torch.linalg.qr(torch.randn(rows, small[0], generator=generator, dtype=torch.float64)).Q
+    right = torch.linalg.qr(torch.randn(columns, small[1], generator=generator, dtype=torch.float64)).Q
+    right = right if method.equivariant == "both" else torch.eye(small[1], dtype=torch.float64)
+    vectors = (left @ case.vectors.double() @ right.T).float()
+    turned = replace(case, base=torch.zeros_like(vectors[0]), vectors=vectors)
+    expected = left @ case.call(method).double() @ right.T
+    assert torch.dist(turned.call(method), expected) <= 1e-4 * expected.norm()
 
 
 #: Name of each law, as a method's `breaks` spells it.
 LAWS: Mapping[str, Callable[[Method], None]] = {
     law.__name__: law
-    for law in (shape_kept, runs_on_meta, model_order, zero, one_model, scaling, inputs_untouched, blockwise)
+    for law in (shape_kept, runs_on_meta, model_order, zero, one_model, scaling, inputs_untouched, blockwise, basis)
 }
 
 
 def applies(law: str, method: Method) -> bool:
     """Whether a law speaks of a method at all: one model is no case for a method of exactly two."""
-    return law not in method.breaks and not (law == "one_model" and method.models[0] > 1)
+    if (law == "one_model" and method.models[0] > 1) or (law == "basis" and not method.equivariant):
+        return False
+    return law not in method.breaks
 
 
 def check(method: Method) -> None:
@@ -188,7 +212,7 @@ class _InMemory:
 
 def _through_steps(method: Method, case: Case, block: int) -> Tensor:
     """The merge as the engine does it: load steps, one merge step, statistics in rounds, blocks."""
-    tensors = [*([case.base] if method.needs_base else []), *(case.base + case.vectors)]
+    tensors = [*([case.base] if method.takes_base else []), *(case.base + case.vectors)]
     spec = TensorSpec("F32", tuple(case.base.shape))
     *loaded, last = (Key(number, _TENSOR) for number in range(len(tensors) + 1))
     steps = {key: Step(key, spec, "load", stored=Stored(Path("memory"), key.node, spec)) for key in loaded}

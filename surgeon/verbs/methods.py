@@ -106,7 +106,9 @@ def _setting(parameter: Parameter) -> dict[str, Any]:
 
 
 def _merge_facts(method: MergeMethod) -> dict[str, Any]:
-    return {"models": list(method.models), "needs_base": method.needs_base, "blocks": method.blocks}
+    base = "required" if method.needs_base else "optional" if method.takes_base else "not used"
+    facts = {"models": list(method.models), "base_model": base, "blocks": method.blocks}
+    return facts | {"equivariant": method.equivariant}
 
 
 def _edit_facts(method: EditMethod) -> dict[str, Any]:
@@ -143,8 +145,13 @@ def _in_full(section: str, name: str, one: Mapping[str, Any]) -> list[str]:
 def _merge_lines(name: str, one: Mapping[str, Any]) -> list[str]:
     least, most = one["models"]
     count = f"{least} or more" if most is None else str(least) if most == least else f"{least} to {most}"
-    base = "required" if one["needs_base"] else "not used"
-    return [f"recipe: merge: {name}", f"models: {count}", f"base_model: {base}", f"blocks: {one['blocks']}"]
+    lines = [
+        f"recipe: merge: {name}",
+        f"models: {count}",
+        f"base_model: {one['base_model']}",
+        f"blocks: {one['blocks']}",
+    ]
+    return lines + ["adapters: merged in the space of their factors, without products"] * bool(one["equivariant"])
 
 
 def _edit_lines(name: str, one: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 import surgeon
 from surgeon.planning.dryrun import live_bytes
 from surgeon.space.kernels import LowRank
+from surgeon.space.registry import merge_methods
 from surgeon.testing.toys import read_checkpoint
 
 RANK, WIDTH = 4, 1024
@@ -85,3 +86,19 @@ def test_only_bands_of_the_product_are_made(tmp_path, kind, monkeypatch):
     torch.testing.assert_close(found, weight + (update.T if kind == "embedding" else update), rtol=1e-6, atol=1e-5)
     assert max(made) <= rows * WIDTH // 10
     assert rows * WIDTH <= sum(made) <= rows * WIDTH * 1.2  # once, and a band of zeros in the dry run
+
+
+@pytest.mark.parametrize("name", [name for name, method in merge_methods().items() if method.equivariant])
+def test_merging_adapters_holds_their_factors_alone(tmp_path, name):
+    held = []
+    for rows in (50_000, 400_000):
+        root = tmp_path / str(rows)
+        root.mkdir()
+        sparse(root / "base.safetensors", {"model.layers.0.mlp.up_proj.weight": (rows, WIDTH)})
+        for adapter in "ab":
+            sparse(adapter_folder(root / adapter), factor_shapes("linear", rows))
+        base, a, b = (surgeon.open(root / part) for part in ("base.safetensors", "a", "b"))
+        plan = surgeon.plan(surgeon.merge(name, [a, b], base_model=base), threads=1)
+        held.append(live_bytes(plan.steps, plan.targets[0], plan.options.block_elements))
+    assert held[1] - held[0] <= 16 * 2 * 4 * RANK * (400_000 - 50_000)
+    assert held[1] < 200e6  # the tensor itself has 1.6 GB

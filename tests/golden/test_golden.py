@@ -32,6 +32,10 @@ GOLDEN = {
     "ties": "65962b1b71b67b2d737f49944511ffeb6f4887f516888db21ade2b037deda703",
     "ties over the model": "8d1132b93bea54b8f606344bbb9707c88d5226d635d62ee092b273abf68654f3",
     "slerp": "5aef89d094cfa0748d8f48b65b4ca10cf71a0f1344050279d15aec7a15198237",
+    "karcher": "ad686bb2d7e120080183fc5c9f881f02ec0ac3981c9b612fc51803f59f041a3d",
+    "multislerp": "2c34e8a5c9fb0910d14e63aff8f3a0a4dd4f362d4093907a91f58fb09425cdb1",
+    "nearswap": "971fc515cc6619ea727d95043e168ceb9cc748a28795ed0c7d39c4748bee6d22",
+    "ema": "451f8240ee232d7bf943b0d0bbd4bb3380035f78eb1d7ed0480dd9e91d530a3a",
 }
 
 pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="digests of x86-64")
@@ -66,6 +70,10 @@ def test_the_bytes_are_those_of_every_other_machine(tmp_path: Path, kind: str):
         "ties": surgeon.merge("ties", [b, c], base_model=a, weight=[0.6, 0.4], density=[0.3, 0.55]),
         "ties over the model": surgeon.merge("ties", [b, c], base_model=a, density=0.3, over="model"),
         "slerp": surgeon.merge("slerp", [b], base_model=a, t=Layers((Fraction(1, 5), Fraction(4, 5)))),
+        "karcher": surgeon.merge("karcher", [a, b, c], weight=[0.5, 0.3, 0.2]),
+        "multislerp": surgeon.merge("multislerp", [b, c], base_model=a, weight=[0.7, 0.4]),
+        "nearswap": surgeon.merge("nearswap", [b], base_model=a, t=0.3),
+        "ema": surgeon.merge("ema", [a, b, c], decay=0.6),
     }[kind]
     for dtype in (None, "float32"):
         plan = surgeon.plan(expr, dtype=dtype)

@@ -73,7 +73,7 @@ def merges(inner):
     def one(method):
         least, most = method.models
         members = st.builds(space.Member, inner, settings_of(method, per_model=True))
-        base = inner if method.needs_base else st.none()
+        base = inner if method.needs_base else st.one_of(st.none(), inner) if method.takes_base else st.none()
         shared = settings_of(method, per_model=False)
         several = st.lists(members, min_size=least, max_size=min(most or 3, 3)).map(tuple)
         return st.builds(

@@ -146,6 +146,64 @@ def test_what_mergekit_ignores_is_a_note(read, text, note):
     assert any(note in each for each in notes), notes
 
 
+BARE = "models:\n- {model: o/a}\n- {model: o/b}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "notes"),
+    [
+        (
+            "merge_method: nuslerp\nbase_model: o/c\n" + BARE + "parameters: {weight: 1, nuslerp_row_wise: true}",
+            merge(
+                "nuslerp", [member(A, weight=1), member(B, weight=1)], C, nuslerp_row_wise=True,
+                row_wise_means="columns", opposite="linear", cancelling="half",
+            ),
+            ["columns for vectors", "along the line", "sum to zero"],
+        ),
+        (
+            "merge_method: nuslerp\n" + BARE + "parameters: {weight: 1}",
+            merge(
+                "nuslerp", [member(A, weight=1), member(B, weight=1)],
+                row_wise_means="columns", opposite="linear", cancelling="half",
+            ),
+            ["columns for vectors", "along the line", "sum to zero"],
+        ),
+        (
+            "merge_method: karcher\n" + BARE + "parameters: {weight: 2, tol: 1e-3}",
+            merge("karcher", [Member(A), Member(B)], tol=Fraction(1, 1000), max_iter=Fraction(10), opposite="refuse"),
+            ["at most 10 steps", "1e-5 unless", "started from the first", "weight has no effect"],
+        ),
+        (
+            "merge_method: model_stock\nbase_model: o/c\n" + BARE + "parameters: {filter_wise: yes}",
+            merge(
+                "model_stock", [Member(A), Member(B)], C, filter_wise=True, clamp=False, floor=Fraction(1, 10**6)
+            ),
+            ["t may leave 0 to 1", "nearer to orthogonal"],
+        ),
+        (
+            "merge_method: arcee_fusion\nbase_model: o/a\n" + BARE,
+            merge("arcee_fusion", [Member(B)], A, divergence_in="float32"),
+            ["a million random entries", "float32"],
+        ),
+        (
+            "merge_method: nearswap\nbase_model: o/a\n" + BARE + "parameters: {t: 0.01}",
+            merge("nearswap", [Member(B)], A, t=Fraction(1, 100)),
+            [],
+        ),
+        (
+            "merge_method: passthrough\nmodels: [{model: o/a, parameters: {scale: 0.5}}]",
+            merge("passthrough", [member(A, scale="0.5")]),
+            [],
+        ),
+    ],
+)  # fmt: skip
+def test_methods_of_which_mergekit_has_its_own_reading(read, text, expected, notes):
+    loaded = read(text)
+    assert loaded.recipe.expr == expected
+    assert [told for told in notes if not any(told in note for note in loaded.notes)] == []
+    assert len([note for note in loaded.notes if "has no effect" not in note]) <= len(notes)
+
+
 def test_what_changes_nothing_is_no_note(read):
     (elected,) = read(TIES + "parameters: {rescale: false, normalize: true}").notes
     assert "mergekit's ties: signs are elected by weighted" in elected
@@ -179,7 +237,7 @@ def test_what_changes_nothing_is_no_note(read):
         (LINEAR.replace("weight", "weihgt"), 3, "did you mean 'weight'"),
         (LINEAR.replace("parameters", "paramters"), 3, "did you mean 'parameters'"),
         (LINEAR.replace("o/b", "o/a"), 4, "o/a is listed twice"),
-        (LINEAR.replace("linear", "dare_ties"), 1, "'dare_ties' is not done by this version; known: linear"),
+        (LINEAR.replace("linear", "dare_ties"), 1, "'dare_ties' is not done by this version; known: "),
         (LINEAR.replace("linear", "liner"), 1, "did you mean 'linear'"),
         (LINEAR.replace("linear", "[linear]"), 1, "no merge method a list"),
         (LINEAR.replace("weight: 1}", "}"), 3, "needs weight for every model"),
@@ -199,6 +257,9 @@ def test_what_changes_nothing_is_no_note(read):
         (TIES + "parameters: {elect: trimmed}", 6, "unknown parameter 'elect'"),
         (TIES.replace("weight: 1", "weight: 1, density: 0"), 3, "must lie in (0, 1]"),
         (TIES.replace("ties", "slerp"), 1, "slerp needs t"),
+        (TIES.replace("ties", "nearswap"), 1, "nearswap needs t"),
+        (LINEAR.replace("linear", "passthrough"), 1, "takes exactly 1 model"),
+        (LINEAR.replace("linear", "nuslerp") + "parameters: {row_wise_means: rows}", 5, "unknown parameter"),
         (TIES.replace("ties", "slerp") + "parameters: {t: 0.5}", 1, "exactly 1 model besides the base, not 2"),
     ],
 )

@@ -146,16 +146,18 @@ def test_one_module_called_default_is_the_model(read):
 
 
 def test_raw_files_are_models_and_pickles_are_refused_with_what_converts_them(tmp_path, monkeypatch):
-    torch.save({"w": torch.ones(2)}, tmp_path / "b.pt")
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path / "in")
+    torch.save({"w": torch.ones(2)}, "b.pt")
     for name, value in (("a", 1.0), ("b", 3.0)):
         save_file({"w": torch.full((2,), value)}, f"{name}.safetensors")
     recipe = tmp_path / "raw.yml"
     models = "[{model: a.safetensors}, {model: b.safetensors}]"
     text = f"merge_method: linear\nmodels: {models}\nparameters: {{weight: 1}}\n"
     recipe.write_text(text)
-    surgeon.apply(recipe, tmp_path.parent / "raw-out")
-    assert load_file(tmp_path.parent / "raw-out" / "model.safetensors")["w"].tolist() == [2.0, 2.0]
+    surgeon.apply(recipe, tmp_path / "out")
+    (file,) = (tmp_path / "out").glob("*.safetensors")
+    assert load_file(file)["w"].tolist() == [2.0, 2.0]
     recipe.write_text(text.replace("b.safetensors", "b.pt"))
     with pytest.raises(surgeon.CheckpointError, match=r"b\.pt") as refused:
         surgeon.plan(recipe)

@@ -149,7 +149,7 @@ def test_coefficients_are_a_module(values: list[Fraction], number: Fraction):
 
 
 def test_a_method_asks_for_models_once_and_for_known_things():
-    with pytest.raises(TypeError, match="either TaskVectors or Models"):
+    with pytest.raises(TypeError, match="one of TaskVectors, Models and Vectors"):
 
         @merge_method
         def both(task_vectors: TaskVectors, models: Models):

@@ -1,0 +1,24 @@
+"""Iso-C: the sum of the task vectors with an even spectrum."""
+
+from torch import Tensor
+
+from surgeon.space.method import merge_method
+from surgeon.space.numeric import column, total
+from surgeon.space.parameters import PerModel, TaskVectors, each
+from surgeon.space.spectral import decompose, each_matrix
+
+
+@merge_method(equivariant="both", breaks={"one_model": "a single task vector's spectrum is made even too"})
+def iso_c(task_vectors: TaskVectors, weight: PerModel[float] = each(1.0), lambda_: float = 1.0) -> Tensor:
+    """Add the weighted task vectors, then give every singular direction of the sum the same singular value, their mean.
+
+    Paper: https://arxiv.org/abs/2502.04959. The mean is taken over the numerical rank of the sum: the directions of its
+    null space (adapters leave a large one) are arbitrary and stay empty. The spectrum spreads, so that `lambda` of 1 to
+    3 is usual. Vectors and other tensors that are no matrices: the mean.
+    """
+    return each_matrix(column(weight, task_vectors) * task_vectors, _merged).mul_(lambda_)
+
+
+def _merged(matrices: Tensor) -> Tensor:
+    u, s, vh = common = decompose(total(matrices))
+    return (u @ vh).mul_(s.sum() / common.rank.clamp(min=1))
