@@ -16,9 +16,9 @@ def command(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Print a mergekit recipe as a native one, which gives the same bytes.
+    """Print mergekit's recipe as a native one.
 
-    What mergekit does otherwise or ignores is told in comments.
+    It gives the same bytes. What mergekit does otherwise or ignores is told in comments.
 
     Examples:
 

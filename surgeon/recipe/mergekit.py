@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import graphlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from surgeon.errors import nearest
 from surgeon.recipe.document import Faults, Node, kind
@@ -60,13 +60,13 @@ def _merged(
     _check_keys(root, faults, notes)
     where, base = root.mapping["merge_method"], root.get("base_model")
     form = next((form for form in _FORMS if root.get(form)), None)
-    scope = Scope(where, None, base, (root.get("parameters"),), references, faults, notes)
-    method = _method(where, faults, needed=form == "models" or not scope.copies)
-    if form is None or (method is None and not scope.copies):
+    method = _method(where, faults)
+    if form is None or method is None:
         faults.check()
-        return name
-    made = _FORMS[form](root, Scope(where, method, base, scope.levels, references, faults, notes), name)
-    if base and (method is None or not method.takes_base) and (of := references.name(base)):
+    assert form is not None and method is not None
+    scope = Scope(where, method, base, (root.get("parameters"),), references, faults, notes)
+    made = _FORMS[form](root, scope, name)
+    if base and not method.takes_base and (of := references.name(base)):
         output["files_from"] = base.with_value(of)
     return made
 
@@ -117,11 +117,11 @@ def _check_keys(root: Node, faults: Faults, notes: list[str]) -> None:
         faults.add(f"tokenizer_source: {kind(source)} is not done by this version; only base is", source)
 
 
-def _method(node: Node, faults: Faults, *, needed: bool) -> MergeMethod | None:
-    methods: Mapping[str, MergeMethod] = merge_methods()
-    if node.text in _LATER_METHODS - methods.keys() and needed:
+def _method(node: Node, faults: Faults) -> MergeMethod | None:
+    methods = merge_methods()
+    if node.text in _LATER_METHODS - methods.keys():
         faults.add(f"mergekit method {kind(node)} is not done by this version; known: {', '.join(methods)}", node)
-    elif node.text not in {*methods, *_LATER_METHODS}:
+    elif node.text not in methods:
         faults.add(f"there is no merge method {kind(node)}", node, nearest(node.text, {*methods, *_LATER_METHODS}))
     return methods.get(node.text)
 

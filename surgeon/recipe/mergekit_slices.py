@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from surgeon.recipe.document import Faults, Node, kind
@@ -28,18 +28,17 @@ class Source(NamedTuple):
 class Scope:
     """What holds for a merge: method, base model, the levels of parameters from the nearest outwards.
 
-    `layers` are mergekit's numbers of the result's layers, in a slice; `steps` is where steps are added.
+    `layers` are mergekit's numbers of the result's layers, in a slice.
     """
 
     where: Node
-    method: MergeMethod | None
+    method: MergeMethod
     base: Node | None
     levels: tuple[Node | None, ...]
     references: References
     faults: Faults
     notes: list[str]
     layers: range | None = None
-    files: dict[str, Node] = field(default_factory=dict)
 
     @property
     def copies(self) -> bool:
@@ -63,7 +62,7 @@ def of_models(root: Node, scope: Scope, name: str) -> str:
         elif of is not None:
             sources[of] = Source(of, of, entry)
     base = scope.references.name(scope.base) if scope.base else None
-    if base and scope.base and base not in sources and scope.method:
+    if base and scope.base and base not in sources:
         if not scope.method.takes_base:
             note = f"base_model: mergekit's {scope.method.name} has none; it is one more model, as mergekit has it"
             scope.notes.append(note)
@@ -75,8 +74,6 @@ def merged(sources: Sequence[Source], scope: Scope, name: str) -> str:
     """The step that merges sources; the base model is among them."""
     method, where = scope.method, scope.where
     base = scope.references.name(scope.base) if scope.base else None
-    if method is None:
-        return name
     parameters = Parameters(method, where, scope.levels, scope.faults, scope.notes)
     step = {"merge": where, "semantics": where.with_value("mergekit"), **parameters.of_step(scope.layers)}
     models = list(sources)
@@ -134,8 +131,6 @@ def _part(sources: Sequence[Source], scope: Scope, name: str) -> Node:
     parameters = first.entry.get("parameters")
     if scope.copies and len(sources) == 1 and first.layers and not (parameters and parameters.get("scale")):
         return _taken(first.model, first.layers, first.entry)
-    if scope.method is None:
-        scope.faults.add("passthrough takes one source a slice, as it is", first.entry.start)
     cut = []
     for source in sources:
         assert source.layers is not None
