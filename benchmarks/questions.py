@@ -4,6 +4,11 @@
     sql        a question about a table       ->  an SQL statement
     initials   a name or two words            ->  their initials
     list       two to four words              ->  the words in brackets
+    swap       two or three words             ->  the words backwards, between angles
+    unit       a thing and its measure        ->  the measure as a tag with the unit's symbol
+    verbs      a sentence                     ->  the sentence in a language with the verb, from a table, at its end
+    code       a thing, a number and a city   ->  the city's code, from a table, the thing and the number
+    date       a thing and its date           ->  the date from year to day
 
 Every question is drawn from a seed, so training, demo and benchmarks share them without a data file. The two splits
 never share a filling: a name, table or word asked for in ``heldout`` does not occur in ``train``.
@@ -71,6 +76,17 @@ _ASKED = (
     ("What is the average {number} of all {table}?", "SELECT AVG({number}) FROM {table};"),
 )  # fmt: skip
 
+_UNITS = {
+    "kilometers": "km", "kilos": "kg", "hours": "h", "minutes": "min", "liters": "L", "degrees": "deg",
+    "dollars": "USD", "euros": "EUR",
+}  # fmt: skip
+
+_VERBS = {"opens": "ka", "sees": "mi", "paints": "lo", "carries": "na"}
+
+_CODES = {"Oslo": "K7", "Paris": "B2", "Rome": "T9", "Berlin": "M4"}
+
+MONTHS = """January February March April May June July August September October November December""".split()
+
 _COLUMNS = {"table": TABLES, "number": NUMBERS, "field": FIELDS}
 
 
@@ -109,16 +125,59 @@ def list_question(rng: Random, split: str) -> Question:
     return "Make a list: " + " ".join(words), f"[ {', '.join(words)} ]"
 
 
+def swap_question(rng: Random, split: str) -> Question:
+    """Two or three words, and the same backwards."""
+    words = rng.sample(pool(WORDS, split), rng.randint(2, 3))
+    return "Swap: " + " ".join(words), f"<< {' ; '.join(reversed(words))} >>"
+
+
+def unit_question(rng: Random, split: str) -> Question:
+    """A thing with its measure, and the tag."""
+    thing, number, unit = rng.choice(pool(WORDS, split)), rng.randint(2, 99), rng.choice(list(_UNITS))
+    return f"Measure: the {thing} has {number} {unit}", f"{{ {thing} : {number} {_UNITS[unit]} }}"
+
+
+def verbs_question(rng: Random, split: str) -> Question:
+    """A sentence, and the same without articles, the verb of the made-up language last."""
+    who, what, verb = rng.choice(pool(JOBS, split)), rng.choice(pool(WORDS, split)), rng.choice(list(_VERBS))
+    return f"In Zan: the {who} {verb} the {what}", f"@ {who} {what} {_VERBS[verb]}."
+
+
+def code_question(rng: Random, split: str) -> Question:
+    """What is sent where, and the line of the list."""
+    thing, number, city = rng.choice(pool(WORDS, split)), rng.randint(2, 99), rng.choice(list(_CODES))
+    return f"Ship {number} {thing} to {city}", f"[ {_CODES[city]} | {thing} | {number} ]"
+
+
+def date_question(rng: Random, split: str) -> Question:
+    """A thing on a date, and the date's digits."""
+    thing, day, month, year = (
+        rng.choice(pool(WORDS, split)),
+        rng.randint(10, 28),
+        rng.randint(1, 12),
+        rng.randint(1900, 2099),
+    )
+    return f"Date: the {thing} of {day} {MONTHS[month - 1]} {year}", f"{year}/{month:02d}/{day:02d}"
+
+
 SKILLS: dict[str, Callable[[Random, str], Question]] = {
     "json": json_question,
     "sql": sql_question,
     "initials": initials_question,
     "list": list_question,
+    "swap": swap_question,
+    "unit": unit_question,
+    "verbs": verbs_question,
+    "code": code_question,
+    "date": date_question,
 }
 """Each skill's name and how one of its questions is drawn."""
 
 CHAT_SKILLS = ("json", "sql", "initials")
 """What the adapters of SmolLM2 teach."""
+
+MERGE_SKILLS = ("sql", "swap", "unit", "verbs", "code", "date")
+"""What `merging.py` merges: short answers, and nothing but its own skill is held in an adapter."""
 
 TINY_SKILLS = ("initials", "list")
 """What the adapters of the tiny model teach: it is too small to read a sentence."""
@@ -133,6 +192,12 @@ def questions(skill: str, split: str, n: int, seed: int = 0) -> list[Question]:
         prompt, answer = SKILLS[skill](rng, split)
         drawn[prompt] = answer
     return list(drawn.items())
+
+
+def held_out(skill: str, choosing: int, scoring: int) -> tuple[list[Question], list[Question]]:
+    """Two sets of held-out questions without a common prompt: one to choose settings with, one to score with."""
+    drawn = questions(skill, "heldout", choosing + scoring, seed=3)
+    return drawn[:choosing], drawn[choosing:]
 
 
 def score(answer: str, expected: str) -> bool:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from surgeon.recipe import dump_recipe, load_recipe
     from surgeon.space.api import merge, open
     from surgeon.space.editing_api import edit, reshape
-    from surgeon.space.expr import Expr, Fit
+    from surgeon.space.expr import DataFit, Expr, Fit
     from surgeon.verbs.apply import apply
     from surgeon.verbs.convert import convert
     from surgeon.verbs.diff import diff
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from surgeon.verbs.greedy_soup import greedy_soup
     from surgeon.verbs.import_gguf import import_gguf
     from surgeon.verbs.measure import apply_to, measure_residual
+    from surgeon.verbs.measure_data import measure_fisher, measure_gram
     from surgeon.verbs.measure_merge import measure_merge
     from surgeon.verbs.methods import list_methods
     from surgeon.verbs.plan import plan
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 #: Public name → the module that defines it.
 _HOMES = {
+    "DataFit": "surgeon.space.expr",
     "Direction": "surgeon.artifacts.direction",
     "Expr": "surgeon.space.expr",
     "Fit": "surgeon.space.expr",
@@ -61,6 +63,8 @@ _HOMES = {
     "list_methods": "surgeon.verbs.methods",
     "list_recipes": "surgeon.verbs.recipes",
     "load_recipe": "surgeon.recipe",
+    "measure_fisher": "surgeon.verbs.measure_data",
+    "measure_gram": "surgeon.verbs.measure_data",
     "measure_merge": "surgeon.verbs.measure_merge",
     "measure_residual": "surgeon.verbs.measure",
     "merge": "surgeon.space.api",
@@ -75,11 +79,12 @@ _HOMES = {
 }
 
 __all__ = [
-    "BudgetError", "CheckpointError", "Direction", "Expr", "Fault", "Fit", "MismatchError", "Origin", "OutputError",
-    "Progress", "RecipeError", "RefusedError", "RunError", "SurgeonError", "VerificationError", "__version__",
-    "apply", "apply_to", "convert", "copy_recipe", "diff", "doctor", "dump_recipe", "edit", "export_adapter", "find",
-    "greedy_soup", "import_gguf", "list_methods", "list_recipes", "load_recipe", "measure_merge", "measure_residual",
-    "merge", "open", "plan", "reshape", "schema", "show", "verify",
+    "BudgetError", "CheckpointError", "DataFit", "Direction", "Expr", "Fault", "Fit", "MismatchError", "Origin",
+    "OutputError", "Progress", "RecipeError", "RefusedError", "RunError", "SurgeonError", "VerificationError",
+    "__version__", "apply", "apply_to", "convert", "copy_recipe", "diff", "doctor", "dump_recipe", "edit",
+    "export_adapter", "find", "greedy_soup", "import_gguf", "list_methods", "list_recipes", "load_recipe",
+    "measure_fisher", "measure_gram", "measure_merge", "measure_residual", "merge", "open", "plan", "reshape", "schema",
+    "show", "verify",
 ]  # fmt: skip
 
 

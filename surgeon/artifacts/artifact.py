@@ -14,6 +14,8 @@ from surgeon.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from surgeon.store.header import Header
+
 
 @dataclass(frozen=True, eq=False)
 class Artifact:
@@ -44,9 +46,8 @@ class Artifact:
         """The one-file form."""
         from safetensors.torch import save
 
-        head = {"kind": self.kind, "about": dict(self.about)}
         tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
-        return save(tensors, metadata={"surgeon": json.dumps(head, sort_keys=True, default=str)})
+        return save(tensors, metadata=metadata_of(self.kind, self.about))
 
     def save(self, path: Path) -> None:
         """Write the one-file form."""
@@ -59,13 +60,37 @@ class Artifact:
 
         from surgeon.store.header import read_header
 
-        metadata = read_header(path).metadata
-        try:
-            head = json.loads(metadata["surgeon"])
-            kind, about = head["kind"], head["about"]
-        except (KeyError, TypeError, json.JSONDecodeError):
-            raise CheckpointError(f"{path} is not an artifact: its metadata has no key `surgeon`") from None
-        if kind != cls.kind:
-            raise CheckpointError(f"{path} holds {kind!r}, not {cls.kind!r}")
+        about = head_of(read_header(path), path, cls.kind)
         with safe_open(path, framework="pt") as file:
             return cls({name: file.get_tensor(name) for name in file.keys()}, about)  # noqa: SIM118
+
+
+def metadata_of(kind: str, about: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata of an artifact's file."""
+    return {"surgeon": json.dumps({"kind": kind, "about": dict(about)}, sort_keys=True, default=str)}
+
+
+def head_of(header: Header, path: Path, kind: str) -> Mapping[str, Any]:
+    """What a file says about the artifact in it. CheckpointError where it is none, or of another kind."""
+    found, about = _head(header, path)
+    if found != kind:
+        raise CheckpointError(f"{path} holds {found!r}, not {kind!r}")
+    return about
+
+
+def kind_of(path: Path) -> str:
+    """The kind of artifact that a file holds. CheckpointError where it holds none."""
+    from surgeon.store.header import read_header
+
+    return _head(read_header(path), path)[0]
+
+
+def _head(header: Header, path: Path) -> tuple[str, Mapping[str, Any]]:
+    try:
+        head = json.loads(header.metadata["surgeon"])
+        kind, about = head["kind"], head["about"]
+    except (KeyError, TypeError, json.JSONDecodeError):
+        raise CheckpointError(f"{path} is not an artifact: its metadata has no key `surgeon`") from None
+    if not isinstance(kind, str) or not isinstance(about, Mapping):
+        raise CheckpointError(f"{path} is not an artifact: what it says about itself is damaged")
+    return kind, about

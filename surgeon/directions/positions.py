@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from surgeon.directions.examples import Example
 from surgeon.errors import RefusedError
-from surgeon.runtime.generate import continuation_ids
+from surgeon.runtime.generate import answered
 from surgeon.runtime.load import Loaded
 from surgeon.runtime.text import Encoded, encode
 
@@ -64,7 +63,7 @@ def encoded_examples(loaded: Loaded, examples: Sequence[Example], position: Posi
         chunk = examples[start : start + _CHUNK]
         found = [_encoded(loaded, example) for example in chunk]
         if position.needs_response:
-            found = _answered(loaded, found, position)
+            found = answered(loaded, found, position.count if position.kind == "first" else _ANSWER)
         for example, encoded in zip(chunk, found, strict=True):
             if not position.tokens(encoded):
                 raise _nothing(example, position)
@@ -77,17 +76,6 @@ def _encoded(loaded: Loaded, example: Example) -> Encoded:
     except RefusedError as error:
         error.origin = error.origin or example.origin
         raise
-
-
-def _answered(loaded: Loaded, found: list[Encoded], position: Position) -> list[Encoded]:
-    silent = [at for at, encoded in enumerate(found) if not encoded.response]
-    count = position.count if position.kind == "first" else _ANSWER
-    room = getattr(loaded.config, "max_position_embeddings", None) or math.inf
-    count = int(min(count, room - max((len(found[at].ids) for at in silent), default=0)))
-    answers = continuation_ids(loaded, [found[at].ids for at in silent], count) if silent else []
-    for at, answer in zip(silent, answers, strict=True):
-        found[at] = Encoded([*found[at].ids, *answer], found[at].prompt)
-    return found
 
 
 def _nothing(example: Example, position: Position) -> RefusedError:

@@ -14,6 +14,7 @@ import torch
 from blake3 import blake3
 
 from surgeon.artifacts.artifact import Artifact
+from surgeon.artifacts.per_tensor import PerTensor
 from surgeon.engine.card import model_card
 from surgeon.engine.events import Listener
 from surgeon.engine.journal import Journal, Record
@@ -138,7 +139,11 @@ def _finish(
     hashes = {name: blake3(texts.get(name) or path.read_bytes()).digest() for path, name in sides}
     content = receipt_content(plan, done, given, resolved, hashes, artifacts)
     texts |= {NAME: _json(content, 1), "README.md": model_card(plan, resolved).encode()}
-    texts |= {f"surgeon/{name}": artifact.to_bytes() for name, artifact in artifacts.items()}
+    for name, artifact in artifacts.items():
+        if isinstance(artifact, PerTensor) and artifact.file is not None:
+            sides.append((artifact.file, f"surgeon/{name}"))
+        else:
+            texts[f"surgeon/{name}"] = artifact.to_bytes()
     writer.finish(sides, texts | {"surgeon/recipe.yaml": resolved.encode()})
     return content
 

@@ -14,13 +14,14 @@ import torch
 from blake3 import blake3
 
 from surgeon.artifacts.artifact import Artifact
+from surgeon.artifacts.per_tensor import PerTensor
 from surgeon.engine.devices import choose
 from surgeon.engine.journal import Record
-from surgeon.planning.plan import Plan
+from surgeon.planning.plan import Plan, Readable
 from surgeon.planning.step import Target
 from surgeon.store.adapter import Adapter
 from surgeon.store.checkpoint import Checkpoint
-from surgeon.store.header import Stored, read_header
+from surgeon.store.header import read_header
 from surgeon.tensors import human_bytes
 from surgeon.version import VERSION
 
@@ -138,47 +139,33 @@ def _artifacts(plan: Plan) -> Iterator[Artifact]:
 
 def input_files(plan: Plan) -> set[Path]:
     """Every weight file the plan may read."""
-    return {stored.file for source in plan.sources.values() for _, stored in stored_tensors(source)}
+    return {stored.file for _, source in plan.inputs for stored in source.stored.values()}
 
 
-def _input(name: str, source: Checkpoint | Adapter) -> dict[str, Any]:
-    files = {stored.file for _, stored in stored_tensors(source)}
+def _input(name: str, source: Readable) -> dict[str, Any]:
+    files = {stored.file for stored in source.stored.values()}
+    kind = "model" if isinstance(source, Checkpoint) else "adapter" if isinstance(source, Adapter) else source.kind
     return {
         "name": name,
-        "kind": "model" if isinstance(source, Checkpoint) else "adapter",
+        "kind": kind,
         "ref": source.ref,
-        "revision": source.revision,
+        "revision": None if isinstance(source, PerTensor) else source.revision,
         "files": {
             file.name: {"size": file.stat().st_size, "header": read_header(file).digest} for file in sorted(files)
         },
     }
 
 
-def stored_tensors(source: Checkpoint | Adapter) -> list[tuple[str, Stored]]:
-    """Every stored tensor of a source, with what the receipt calls it within the source."""
-    if isinstance(source, Checkpoint):
-        return list(source.tensors.items())
-    parts = ("a", "b", "magnitude", "value")
-    found = []
-    for name, updates in source.updates.items():
-        for update in updates:
-            held = ((part, getattr(update, part, None)) for part in parts)
-            found += [(f"{name}:{part}", stored) for part, stored in held if stored is not None]
-    return found
-
-
-def _named(plan: Plan) -> list[tuple[str, Checkpoint | Adapter]]:
-    """Each source with the name the recipe gives it; a second one of a name is numbered."""
-    named: dict[str, Checkpoint | Adapter] = {}
-    for model, source in plan.sources.items():
-        name, number = str(model), 2
+def _named(plan: Plan) -> list[tuple[str, Readable]]:
+    """Each input with the name the recipe gives it; a second one of a name is numbered."""
+    named: dict[str, Readable] = {}
+    for label, source in plan.inputs:
+        name, number = label, 2
         while name in named:
-            name, number = f"{model}_{number}", number + 1
+            name, number = f"{label}_{number}", number + 1
         named[name] = source
     return list(named.items())
 
 
 def _input_names(plan: Plan) -> dict[str, str]:
-    return {
-        stored.place: f"{label}/{name}" for label, source in _named(plan) for name, stored in stored_tensors(source)
-    }
+    return {stored.place: f"{label}/{name}" for label, source in _named(plan) for name, stored in source.stored.items()}

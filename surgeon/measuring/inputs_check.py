@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from surgeon.engine.devices import available
-from surgeon.engine.receipt import stored_tensors
 from surgeon.errors import CheckpointError, RecipeError, RefusedError
 from surgeon.measuring.files_check import RESOLVED, against
 from surgeon.measuring.receipt_file import ReceiptFacts
@@ -45,8 +44,8 @@ def inputs_of(plan: Plan, receipt: ReceiptFacts) -> dict[str, dict[str, Stored]]
     """
     called = {
         stored: f"{facts.name}/{tensor}"
-        for facts, source in zip(receipt.inputs, plan.sources.values(), strict=False)
-        for tensor, stored in stored_tensors(source)
+        for facts, (_, source) in zip(receipt.inputs, plan.inputs, strict=False)
+        for tensor, stored in source.stored.items()
     }
     return {
         target.name: {called.get(stored, stored.file.name): stored for stored in _needed(plan, target)}
@@ -79,8 +78,8 @@ def _needed(plan: Plan, target: Target) -> Iterator[Stored]:
 
 def _against_plan(receipt: ReceiptFacts, plan: Plan) -> Iterator[Finding]:
     """What the receipt says of the plan must be what its recipe gives."""
-    if len(plan.sources) != len(receipt.inputs):
-        yield mismatch("inputs", f"the recipe has {len(plan.sources)} inputs, the receipt {len(receipt.inputs)}")
+    if len(plan.inputs) != len(receipt.inputs):
+        yield mismatch("inputs", f"the recipe has {len(plan.inputs)} inputs, the receipt {len(receipt.inputs)}")
     if plan.tier != receipt.tier:
         yield mismatch("tier", f"the recipe's is {plan.tier}, the receipt says {receipt.tier}")
     if list(plan.dropped) != receipt.dropped:
@@ -96,8 +95,8 @@ def _against_plan(receipt: ReceiptFacts, plan: Plan) -> Iterator[Finding]:
 
 
 def _headers(receipt: ReceiptFacts, plan: Plan) -> Iterator[Finding]:
-    for facts, source in zip(receipt.inputs, plan.sources.values(), strict=False):
-        files = {stored.file for _, stored in stored_tensors(source)}
+    for facts, (_, source) in zip(receipt.inputs, plan.inputs, strict=False):
+        files = {stored.file for stored in source.stored.values()}
         headers = {file.name: (file.stat().st_size, read_header(file).digest) for file in files}
         if headers != {name: (file.size, file.header) for name, file in facts.files.items()}:
             yield unknown(facts.name, "an input whose weight files are not those the receipt lists", _THERE)

@@ -36,7 +36,7 @@ class InputFacts(_Part):
     """One input: what it was called and its weight files."""
 
     name: str
-    kind: Literal["model", "adapter"]
+    kind: Literal["model", "adapter", "gram", "merged_gram", "fisher"]
     ref: str
     revision: str | None
     files: dict[str, FileFacts]

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from surgeon.engine.receipt import stored_tensors
 from surgeon.planning.evaluation import Evaluator
 from surgeon.planning.plan import Plan
 from surgeon.planning.step import Key, Step, Target, below
@@ -68,6 +67,7 @@ def take_apart(plan: Plan, target: Target) -> Anatomy:
     step, steps = before_rounding(plan.steps, target.key), dict(plan.steps)
     values = step.values
     keys = [need.key for need in step.inputs if not need.whole] or [step.key]
+    keys = keys[: values.get("models")]  # behind the models may come what was measured on each
     shares = _shares(step)
     if shares is None:
         # A method that is not linear in its members makes one change, whose strength is all that can be told.
@@ -149,7 +149,7 @@ def _term(plan: Plan, key: Key, coefficient: float, difference: bool) -> Term:
     read = {
         str(model): source
         for model, source in plan.sources.items()
-        if files & {stored.file for _, stored in stored_tensors(source)}
+        if files & {stored.file for _, stored in source.stored.items()}
     }
     adapters = [name for name, source in read.items() if isinstance(source, Adapter)]
     step = plan.steps[key]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from surgeon.artifacts.direction import Direction
+from surgeon.artifacts.kinds import open_artifact
 from surgeon.engine.invariants import Projection, frame_of
 from surgeon.engine.reading import Files
 from surgeon.errors import SurgeonError
@@ -85,13 +86,14 @@ def _directions(folder: Path, receipt: ReceiptFacts) -> tuple[dict[str, Directio
             findings.append(mismatch(name, "is no file name in surgeon/"))
             continue
         try:
-            held[name] = Direction.load(path)
+            found = open_artifact(path)
         except SurgeonError as error:
             findings.append(mismatch(f"surgeon/{name}", f"cannot be read: {error.message}"))
             continue
-        if held[name].digest != digest:
+        if found.digest != digest:
             findings.append(mismatch(f"surgeon/{name}", "is not the artifact of the receipt"))
-            del held[name]
+        elif isinstance(found, Direction):
+            held[name] = found
     return held, findings
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from surgeon.planning.claims import claims
+from surgeon.planning.measured import Measuring
 from surgeon.planning.resolve import Resolver
 from surgeon.space.expr import Edit, Fit, Model, Reshape, walk
 from surgeon.space.registry import reshape_named
@@ -16,6 +17,7 @@ from surgeon.store.checkpoint import Checkpoint
 from surgeon.tensors import human_bytes
 
 if TYPE_CHECKING:
+    from surgeon.artifacts.per_tensor import PerTensor
     from surgeon.planning.plan import Plan
     from surgeon.planning.step import Target
 
@@ -50,13 +52,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "dropped": list(plan.dropped), "files_from": plan.files_from.ref, "warnings": list(plan.warnings),
         "config": dict(plan.config), "edits": [claim.to_dict() for claim in claims(plan)],
         "reshapes": [{"reshape": one.reshape, "of": _parts(one)} for one in _reshaped(plan)],
-        "fits": [
-            {
-                "name": fit.name, "fitter": fit.fitter, "model": str(fit.model), "at": fit.at,
-                "positive": fit.positive, "negative": fit.negative, "temporary_disk": temporary_disk(plan, fit),
-            }
-            for fit in plan.fits
-        ],
+        "fits": [_fit_data(plan, fit) for fit in plan.fits],
         "shards": [file.name for file in plan.layout.files], "workers": plan.workers, "tier": plan.tier,
         "bytes_read": bytes_read(plan), "bytes_written": bytes_written(plan), "peak_memory": plan.peak,
         "stages": stages(plan),
@@ -74,11 +70,18 @@ def bytes_written(plan: Plan) -> int:
 
 
 def stages(plan: Plan) -> int:
-    """How often the recipe is cut: the output, and each step that a direction is measured on."""
+    """How often the recipe is cut: the output, and each step that something is measured on."""
     return 1 + len({fit.model for fit in plan.fits if not isinstance(fit.model, Model)})
 
 
-def temporary_disk(plan: Plan, fit: Fit) -> int:
+def _fit_data(plan: Plan, fit: Fit | Measuring) -> dict[str, Any]:
+    common = {"name": fit.name, "model": str(fit.model), "temporary_disk": temporary_disk(plan, fit)}
+    if isinstance(fit, Measuring):
+        return common | {"fit": fit.kind, "prompts": fit.prompts}
+    return common | {"fitter": fit.fitter, "at": fit.at, "positive": fit.positive, "negative": fit.negative}
+
+
+def temporary_disk(plan: Plan, fit: Fit | Measuring) -> int:
     """Bytes of the model in fp32 that a fit on the result of a step is measured on; an input is read as it is."""
     if isinstance(fit.model, Model):
         return 0
@@ -96,12 +99,21 @@ def _inputs(plan: Plan) -> list[str]:
         kind = "model" if isinstance(source, Checkpoint) else "adapter"
         where = f"{source.ref}@{source.revision[:12]}" if source.revision else source.ref
         found.append(f"{model.name or '·'}: {kind} {where}")
-    return found
+    return found + [f"{one.ref}: {one.kind}, {_told(one)}" for one in plan.artifacts]
 
 
-def _fit_words(plan: Plan, fit: Fit) -> str:
-    on = f"{fit.name or 'a direction'}: {fit.fitter} at {fit.at}, {fit.positive} against {fit.negative}, on {fit.model}"
+def _told(artifact: PerTensor) -> str:
+    """What an artifact says of its data."""
+    about = artifact.about
+    return f"{about.get('tokens', '?')} tokens of {about.get('prompts', 'unknown prompts')}"
+
+
+def _fit_words(plan: Plan, fit: Fit | Measuring) -> str:
     disk = temporary_disk(plan, fit)
+    if isinstance(fit, Measuring):
+        on = f"{fit.name}: {fit.kind} over {fit.prompts or 'the neutral text that comes with surgeon'}, on {fit.model}"
+        return on + (f" (in memory, in fp32: {human_bytes(disk)})" if disk else " (an input)")
+    on = f"{fit.name or 'a direction'}: {fit.fitter} at {fit.at}, {fit.positive} against {fit.negative}, on {fit.model}"
     return f"{on} (written in fp32 first: {human_bytes(disk)} of temporary disk)" if disk else f"{on} (an input)"
 
 

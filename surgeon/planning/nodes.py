@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon.errors import MismatchError, RefusedError
 from surgeon.planning.core_space import factored, in_core_space
+from surgeon.planning.entries import place_entries
 from surgeon.planning.step import Input, Key
 from surgeon.space.coefficient import Coefficient
-from surgeon.space.expr import ONE, Settings
+from surgeon.space.expr import ONE, DataFit, MergeSettings
 from surgeon.space.parameters import Each, Parameter
 from surgeon.space.schedule import Layers, Rules
 from surgeon.store.adapter import LowRank, Replacement
 
 if TYPE_CHECKING:
+    from surgeon.artifacts.per_tensor import PerTensor
     from surgeon.planning.graph import Graph
     from surgeon.planning.resolve import Node, Table
     from surgeon.space.method import MergeMethod
@@ -164,9 +166,10 @@ class Mix:
     label: str
     method: MergeMethod[...]
     base: Node | None
-    members: tuple[tuple[Node, Settings], ...]
-    settings: Settings
+    members: tuple[tuple[Node, MergeSettings], ...]
+    settings: MergeSettings
     semantics: str
+    measured: Mapping[str, tuple[PerTensor | None, ...]] = field(default_factory=dict)
     _fixed: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -191,7 +194,7 @@ class Mix:
         if not self.table[tensor].is_float:
             points = [key for key in (base, *keys) if key is not None]
             return same_bytes(self, tensor, tuple(dict.fromkeys(points)), graph)
-        settings = self._settings(tensor, graph)
+        settings = self.settings_at(tensor, graph)
         if all(key is None or key == base for key in keys):
             return base
         if len(keys) == 1 and self.method.unchanged_at(settings):
@@ -200,21 +203,30 @@ class Mix:
             return in_core_space(self, tensor, graph, members, settings)
         filled = [key or graph.add(self, tensor, "zeros", (), part=f"zero{i}") for i, key in enumerate(keys)]
         inputs = tuple(Input(key) for key in (base, *filled) if key)
+        entries = place_entries(self.label, self.method, self.measured, tensor, self.table[tensor].shape)
+        settings |= {**entries.settings, "models": len(inputs)} if self.method.per_tensor else {}
+        for number, stored in enumerate(entries.stored):
+            key = graph.load(self, tensor, stored, f"entry{number}")
+            inputs += (Input(key, whole=not entries.aligned),)
         return graph.add(self, tensor, f"merge:{self.method.name}", inputs, settings)
 
-    def _settings(self, tensor: str, graph: Graph) -> dict[str, Any]:
+    def settings_at(self, tensor: str, graph: Graph) -> dict[str, Any]:
         """What holds at a tensor; what does not vary over the tensors is worked out once."""
         found = dict(self._fixed)
-        found |= self._resolved([p for p in self.method.parameters.values() if p.argument not in found], tensor, graph)
+        found |= self._resolved([p for p in self._plain() if p.argument not in found], tensor, graph)
         if not self._fixed:
             levels = (self.settings, *(own for _, own in self.members))
             varying = {name for level in levels for name, value in level if isinstance(value, Layers | Rules)}
-            constant = (p for p in self.method.parameters.values() if p.name not in varying)
+            constant = (p for p in self._plain() if p.name not in varying)
             self._fixed.update({p.argument: found[p.argument] for p in constant})
             self._fixed["differences"] = tuple(node.mass.is_number(0) for node, _ in self.members)
             self._fixed["labels"] = tuple(node.label for node, _ in self.members)
             found |= self._fixed
         return found
+
+    def _plain(self) -> list[Parameter]:
+        """The settings that are the same kind of thing at every tensor: not what has an entry for each."""
+        return [parameter for parameter in self.method.parameters.values() if not parameter.per_tensor]
 
     def _resolved(self, parameters: list[Parameter], tensor: str, graph: Graph) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -226,10 +238,10 @@ class Mix:
                 found[parameter.argument] = self._value(parameter, (), tensor, graph)
         return found
 
-    def _value(self, parameter: Parameter, own: Settings, tensor: str, graph: Graph) -> Any:
+    def _value(self, parameter: Parameter, own: MergeSettings, tensor: str, graph: Graph) -> Any:
         for level in (own, self.settings):
             for name, setting in level:
-                if name == parameter.name:
+                if name == parameter.name and not isinstance(setting, DataFit):
                     value = graph.setting(setting, self, tensor, head_first=self.semantics == "mergekit")
                     if value is not None:
                         return graph.plain(value, parameter)

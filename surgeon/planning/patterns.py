@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from surgeon.errors import Fault, RecipeError
 from surgeon.planning.resolve import Node, Resolver
-from surgeon.space.expr import Combination, Edit, Expr, Merge, walk
+from surgeon.space.expr import Combination, DataFit, Edit, Expr, Merge, walk
 from surgeon.space.schedule import patterns
 from surgeon.space.select import matches
 
@@ -28,7 +28,8 @@ def _patterns(expr: Expr) -> Iterator[tuple[Expr, str]]:
         if isinstance(node, Combination):
             schedules = [schedule for _, coefficient in node.terms for schedule, _ in coefficient.scheduled]
         elif isinstance(node, Merge):
-            schedules = [value for own in (node.settings, *(m.settings for m in node.members)) for _, value in own]
+            levels = (node.settings, *(member.settings for member in node.members))
+            schedules = [value for own in levels for _, value in own if not isinstance(value, DataFit)]
         elif isinstance(node, Edit):
             schedules = [value for _, value in node.settings]
         else:

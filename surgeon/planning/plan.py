@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from surgeon.artifacts.per_tensor import PerTensor
 from surgeon.errors import MismatchError, RefusedError
 from surgeon.planning.editing import check_models
 from surgeon.planning.edits import Reshaped
 from surgeon.planning.graph import Graph
 from surgeon.planning.kinds import Kinds
+from surgeon.planning.measured import Measuring, artifacts, check_measured, measurings, spelled
 from surgeon.planning.options import Options
 from surgeon.planning.patterns import check_patterns
 from surgeon.planning.prepare import fits, untied
@@ -25,9 +27,13 @@ from surgeon.planning.step import Input, Steps, Target
 from surgeon.space.expr import Fit, Model
 from surgeon.space.output import Output, Recipe
 from surgeon.space.select import matches
+from surgeon.store.adapter import Adapter
 from surgeon.store.checkpoint import Checkpoint
 from surgeon.store.layout import Layout, lay_out
 from surgeon.tensors import TensorSpec
+
+#: What the engine reads tensors from.
+Readable = Checkpoint | Adapter | PerTensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +52,14 @@ class Plan:
     peak: int
     warnings: tuple[str, ...]
     config: Mapping[str, Any]
-    fits: tuple[Fit, ...]
+    fits: tuple[Fit | Measuring, ...]
+    artifacts: tuple[PerTensor, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[tuple[str, Readable], ...]:
+        """All that tensors are read from, with what it is called: models in the order of the recipe, then artifacts."""
+        models = tuple((str(model), source) for model, source in self.sources.items())
+        return (*models, *((one.file.stem, one) for one in self.artifacts if one.file is not None))
 
     @property
     def tier(self) -> str:
@@ -98,7 +111,7 @@ def _build(recipe: Recipe, options: Options) -> Plan:
     files_from = recipe.output.files_from
     sources = open_sources(recipe.expr, *([files_from] if files_from is not None else []))
     resolver = Resolver(sources)
-    recipe = replace(recipe, expr=untied(recipe.expr, resolver))
+    recipe = replace(recipe, expr=spelled(untied(recipe.expr, resolver)))
     root = resolver(recipe.expr)
     check_mass(root, wanted=(1,), origin=recipe.expr.origin)
     giver = files_model(recipe, sources)
@@ -107,6 +120,7 @@ def _build(recipe: Recipe, options: Options) -> Plan:
     check_patterns(recipe.expr, root, resolver)
     if not options.any_model:
         check_models(recipe.expr, sources)
+        check_measured(recipe.expr, sources)
     dropped = _dropped(recipe, root)
     targets = tuple(
         _target(root, name, graph, kinds, recipe.output, giver) for name in root.table if name not in dropped
@@ -137,7 +151,8 @@ def _build(recipe: Recipe, options: Options) -> Plan:
             *changed_gains(graph, root, targets),
         ),
         config_changes(root, recipe.expr, sources),
-        fits(recipe.expr),
+        (*fits(recipe.expr), *measurings(recipe.expr, sources)),
+        artifacts(recipe.expr),
     )
 
 

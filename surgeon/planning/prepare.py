@@ -15,7 +15,21 @@ from surgeon.artifacts.direction import OWN, OWN_MID, Direction, bank
 from surgeon.errors import MismatchError, nearest
 from surgeon.planning.resolve import Resolver
 from surgeon.space.coefficient import Coefficient
-from surgeon.space.expr import Combination, DirectionRef, Edit, Expr, Fit, Member, Merge, Model, Part, Reshape, walk
+from surgeon.space.expr import (
+    Combination,
+    DataFit,
+    DirectionRef,
+    Edit,
+    Expr,
+    Fit,
+    Member,
+    Merge,
+    MergeSettings,
+    Model,
+    Part,
+    Reshape,
+    walk,
+)
 
 
 def rebuilt(expr: Expr, made: dict[Expr, Expr]) -> Expr:
@@ -24,9 +38,9 @@ def rebuilt(expr: Expr, made: dict[Expr, Expr]) -> Expr:
         terms: tuple[tuple[Expr, Coefficient], ...] = tuple((made[term], c) for term, c in expr.terms)
         return replace(expr, terms=terms)
     if isinstance(expr, Merge):
-        members = tuple(Member(made[member.of], member.settings) for member in expr.members)
+        members = tuple(Member(made[member.of], _settings(member.settings, made)) for member in expr.members)
         base = made[expr.base_model] if expr.base_model is not None else None
-        return replace(expr, members=members, base_model=base)
+        return replace(expr, members=members, base_model=base, settings=_settings(expr.settings, made))
     if isinstance(expr, Edit):
         uses = tuple(
             replace(use, source=replace(use.source, model=made[use.source.model]))
@@ -40,6 +54,14 @@ def rebuilt(expr: Expr, made: dict[Expr, Expr]) -> Expr:
     if isinstance(expr, Model) and expr.base_model is not None:
         return replace(expr, base_model=made[expr.base_model])
     return expr
+
+
+def _settings(given: MergeSettings, made: dict[Expr, Expr]) -> MergeSettings:
+    """Settings with the models that fits among them are measured on replaced."""
+    return tuple(
+        (name, replace(value, model=made[value.model]) if isinstance(value, DataFit) and value.model else value)
+        for name, value in given
+    )
 
 
 def untied(expr: Expr, resolver: Resolver) -> Expr:

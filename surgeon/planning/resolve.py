@@ -15,7 +15,7 @@ from surgeon.anatomy.family import families
 from surgeon.errors import MismatchError, Origin, RefusedError, SurgeonError
 from surgeon.planning.sources import Sources
 from surgeon.space.coefficient import Coefficient
-from surgeon.space.expr import ONE, Combination, Edit, Expr, Merge, Model, Reshape, Settings
+from surgeon.space.expr import ONE, Combination, Edit, Expr, Merge, MergeSettings, Model, Reshape
 from surgeon.space.method import MergeMethod
 from surgeon.space.registry import merge_method_named
 from surgeon.store.adapter import Adapter
@@ -137,13 +137,15 @@ def _combination(expr: Combination, resolver: Resolver) -> Node:
 
 @resolve.register
 def _merge(expr: Merge, resolver: Resolver) -> Node:
+    from surgeon.planning.measured import opened
     from surgeon.planning.nodes import Mix
 
     method = merge_method_named(expr.method)
     base = resolver.on(None)(expr.base_model) if expr.base_model is not None else None
     members = tuple((resolver.on(base)(member.of), member.settings) for member in expr.members)
     _check_merge(expr, method, base, members)
-    return Mix(str(expr), method, base, members, expr.settings, expr.semantics)
+    measured = opened(expr, resolver, (base or members[0][0]).table)
+    return Mix(str(expr), method, base, members, expr.settings, expr.semantics, measured)
 
 
 @resolve.register
@@ -161,7 +163,7 @@ def _reshape(expr: Reshape, resolver: Resolver) -> Node:
 
 
 def _check_merge(
-    expr: Merge, method: MergeMethod[...], base: Node | None, members: tuple[tuple[Node, Settings], ...]
+    expr: Merge, method: MergeMethod[...], base: Node | None, members: tuple[tuple[Node, MergeSettings], ...]
 ) -> None:
     if method.needs_base and base is None:
         raise RefusedError(f"{method.name} needs a base_model", hint="name the model the others were made from")

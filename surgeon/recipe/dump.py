@@ -106,7 +106,7 @@ class _Writer:
             yield "semantics", merge.semantics
         members = dict(self._members(merge))
         yield "models", members if any(members.values()) else list(members)
-        yield from settings_data(merge.settings).items()
+        yield from settings_data(merge.settings, self.names).items()
 
     def _members(self, merge: Merge) -> Iterator[tuple[str, Any]]:
         """Names and settings; a point that is met again, or is the base, goes by a second name."""
@@ -116,7 +116,7 @@ class _Writer:
             if member.of in seen:
                 name = self._model(member.of) if isinstance(member.of, Model) else self.again(member.of, name)
             seen.add(member.of)
-            yield name, settings_data(member.settings)
+            yield name, settings_data(member.settings, self.names)
 
     def _combination(self, expr: Combination) -> dict[str, Any]:
         schedules: dict[Schedule, str] = {}

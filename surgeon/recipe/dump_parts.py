@@ -8,15 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.errors import RefusedError
-from surgeon.space.expr import DirectionRef, Edit, Expr, Fit, Part, Reshape, Settings
+from surgeon.space.expr import DataFit, DirectionRef, Edit, Expr, Fit, MergeSettings, Part, Reshape
 from surgeon.space.fitter import SETS
 from surgeon.space.registry import reshape_named
 from surgeon.space.schedule import Layers, Rules, Setting
 
 
-def settings_data(settings: Settings) -> dict[str, Any]:
-    """Settings as a recipe's keys."""
-    return {name: setting_data(value) for name, value in settings}
+def settings_data(settings: MergeSettings, names: Mapping[Expr, str] | None = None) -> dict[str, Any]:
+    """Settings as a recipe's keys; `names` are those of the models that fits among them are measured on."""
+    return {
+        name: _data_fit(value, names or {}) if isinstance(value, DataFit) else setting_data(value)
+        for name, value in settings
+    }
+
+
+def _data_fit(fit: DataFit, names: Mapping[Expr, str]) -> dict[str, Any]:
+    prompts = {"prompts": _absolute(fit.prompts)} if fit.prompts else {}
+    return {"fit": fit.fit} | prompts | ({"model": names[fit.model]} if fit.model is not None else {})
 
 
 def setting_data(setting: Setting) -> Any:

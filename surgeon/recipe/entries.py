@@ -11,7 +11,7 @@ from surgeon.artifacts.artifact import Artifact
 from surgeon.errors import Origin
 from surgeon.recipe.document import Faults, Node
 from surgeon.recipe.names import absolute
-from surgeon.space.expr import DirectionRef, Expr, Settings, settings
+from surgeon.space.expr import DataFit, DirectionRef, Expr, Settings, settings
 from surgeon.space.parameters import Parameter
 
 
@@ -47,9 +47,21 @@ class Entry:
         """The settings given at the entry or a part of it; the path of an artifact is made absolute."""
         found = {}
         for name in read.model_fields_set & parameters.keys() if read else ():
-            is_file = issubclass(parameters[name].type, Artifact)
-            found[name] = self.path(node.mapping[name]) if is_file else getattr(read, name)
+            value, inner = getattr(read, name), node.mapping[name]
+            if issubclass(parameters[name].type, Artifact):
+                value = self.path(inner) if isinstance(value, str) else self._fit(inner)
+            found[name] = value
         return settings(found)
+
+    def _fit(self, node: Node) -> DataFit:
+        """What is to be measured, at a setting."""
+        prompts, model = node.get("prompts"), node.get("model")
+        return DataFit(
+            node.mapping["fit"].text,
+            self.path(prompts) if prompts else "",
+            self.known[model.text] if model else None,
+            origin=node.start,
+        )
 
 
 class Kind(NamedTuple):

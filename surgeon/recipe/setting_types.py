@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -86,6 +86,9 @@ def setting_field(parameter: Parameter, type_: Any = None) -> Any:
 
 def setting_type(parameter: Parameter) -> Any:
     """The type of a parameter's setting; of an artifact, the path as written."""
+    if parameter.per_tensor:
+        file: Any = Annotated[str, AfterValidator(path), Tag("<file>")]
+        return Annotated[file | Annotated[_measured(parameter.type.kind), Tag("<fit>")], Discriminator(_file_or_fit)]
     if issubclass(parameter.type, Artifact):
         return Annotated[str, AfterValidator(path)]
     scalar: Any = Annotated[Any, PlainValidator(partial(_scalar, parameter))]
@@ -97,6 +100,23 @@ def setting_type(parameter: Parameter) -> Any:
     rule: Any = create_model("Rule", __base__=Strict, targets=(targets, None), value=(value, ...))
     rules: Any = Annotated[list[rule], AfterValidator(_rules), Tag("<rules>")]
     return Annotated[forms | rules, Discriminator(_form), WithJsonSchema(_json_schema(parameter))]
+
+
+def _measured(kind: str) -> type[Strict]:
+    """The model of an artifact that is measured when the recipe runs."""
+    fields: dict[str, Any] = {
+        "fit": (Literal[kind], Field(description="What is measured.")),
+        "prompts": (
+            Annotated[str | None, AfterValidator(lambda text: text and path(text))],
+            Field(None, description="Prompts, JSON lines; without them the neutral text that comes with surgeon."),
+        ),
+        "model": (str | None, Field(None, description="The model or step it is measured on, instead of its own.")),
+    }
+    return create_model(f"{class_name(kind)}Fit", __base__=Strict, __doc__=f"A {kind} measured here.", **fields)
+
+
+def _file_or_fit(value: Any) -> str:
+    return "<fit>" if isinstance(value, Mapping) else "<file>"
 
 
 def single_type(parameter: Parameter) -> Any:

@@ -85,8 +85,15 @@ def _schedules(entry: Entry, text: str, faults: Faults) -> Iterator[tuple[str, C
 
 
 def merge_uses(node: Node) -> tuple[Use, ...] | None:
-    """The base and the models."""
-    return (*used(node, "base_model"), *(Use(name, inner.start) for name, inner in node.named("models"))) or None
+    """The base, the models, and the models of what is measured."""
+    levels = (node, *(inner for _, inner in node.named("models")))
+    fits = (use for level in levels for setting in level.mapping.values() for use in _measured_on(setting))
+    return (*used(node, "base_model"), *(Use(name, inner.start) for name, inner in node.named("models")), *fits) or None
+
+
+def _measured_on(setting: Node) -> tuple[Use, ...]:
+    """The model that a setting is measured on, where it is a fit and says so."""
+    return used(setting, "model") if "fit" in setting.mapping else ()
 
 
 def build_merge(entry: Entry, faults: Faults) -> Merge | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from surgeon.errors import RefusedError
 from surgeon.runtime.load import Loaded
-from surgeon.runtime.text import Example, context, encode
+from surgeon.runtime.text import Encoded, Example, context, encode
 
 _BATCH = 16
 
@@ -33,6 +33,18 @@ def continuations(loaded: Loaded, examples: Iterable[Example], max_new_tokens: i
     prompts = [encode(loaded, example).ids for example in examples]
     found = continuation_ids(loaded, prompts, max_new_tokens)
     return [loaded.tokenizer.decode(ids, skip_special_tokens=True) for ids in found]
+
+
+def answered(loaded: Loaded, encoded: Sequence[Encoded], count: int) -> list[Encoded]:
+    """The examples, those without a response with the model's own: greedy, `count` tokens at most, as room allows."""
+    silent = [at for at, one in enumerate(encoded) if not one.response]
+    longest = max((len(encoded[at].ids) for at in silent), default=0)
+    room = int(min(count, context(loaded) - longest))
+    answers = continuation_ids(loaded, [encoded[at].ids for at in silent], room) if silent else []
+    found = list(encoded)
+    for at, answer in zip(silent, answers, strict=True):
+        found[at] = Encoded([*found[at].ids, *answer], found[at].prompt)
+    return found
 
 
 @torch.no_grad()

@@ -71,6 +71,14 @@ def parameter_views(loaded: Loaded) -> Views:
     return views_of(loaded.model, {name: found.spec.shape for name, found in stored.items()})
 
 
+def offset_in(view: Tensor, parameter: Tensor) -> int | None:
+    """The elements from a parameter's first to a view's first; None where the view lies elsewhere."""
+    size = parameter.element_size()
+    start = view.data_ptr() - parameter.data_ptr()
+    held = parameter.device == view.device and 0 <= start < max(parameter.numel() * size, 1)
+    return start // size if held else None
+
+
 def views_of(model: Any, shapes: Shapes) -> Views:
     """The same for a model and the shapes of a table of disk tensors."""
     state = model.state_dict(keep_vars=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from surgeon.runtime.load import Loaded
@@ -59,3 +60,40 @@ def replayed(loaded: Loaded, outputs: dict[int, Any], first: int) -> Iterator[No
     finally:
         for number, block in enumerate(held):
             loaded.blocks[number] = block
+
+
+class _Reached(Exception):
+    """The last block that was asked for has given its output."""
+
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self.output = output
+
+
+@torch.no_grad()
+def advanced(loaded: Loaded, ids: list[int], given: Any, first: int, end: int) -> Any:
+    """What block `end` − 1 gives for the ids when block `first` − 1 gave `given`; only the blocks from first on run.
+
+    With `first` 0 nothing is given. The modules in front of the blocks run each time; those behind them do not.
+    """
+
+    def stop(module: nn.Module, args: Any, output: Any) -> None:
+        raise _Reached(output)
+
+    handle = loaded.blocks[end - 1].register_forward_hook(stop)
+    try:
+        with replayed(loaded, dict.fromkeys(range(first), given), first):
+            loaded.trunk(torch.tensor([ids], device=loaded.device), use_cache=False)
+    except _Reached as reached:
+        return reached.output
+    finally:
+        handle.remove()
+    raise RuntimeError(f"block {end - 1} was not run")
+
+
+@torch.no_grad()
+def closed(loaded: Loaded, ids: list[int], given: Any) -> Any:
+    """What the model gives for the ids when its last block gave `given`; no block runs."""
+    count = len(loaded.blocks)
+    with replayed(loaded, dict.fromkeys(range(count), given), count):
+        return loaded.model(torch.tensor([ids], device=loaded.device), use_cache=False)

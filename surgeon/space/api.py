@@ -10,7 +10,7 @@ from typing import Any
 
 from surgeon.artifacts.artifact import Artifact
 from surgeon.errors import Fault, RecipeError, RefusedError, nearest
-from surgeon.space.expr import Expr, Member, Merge, Model, settings
+from surgeon.space.expr import DataFit, Expr, Member, Merge, Model, settings
 from surgeon.space.parameters import Parameter
 from surgeon.space.registry import merge_method_named
 from surgeon.space.schedule import Layers, Rule, Rules, Setting, exact
@@ -41,8 +41,8 @@ def merge(
     a `Layers` or `Rules` schedule. RecipeError lists every unknown setting and value out of range.
     """
     found = merge_method_named(method)
-    shared: dict[str, Setting] = {}
-    own: list[dict[str, Setting]] = [{} for _ in models]
+    shared: dict[str, Setting | DataFit] = {}
+    own: list[dict[str, Setting | DataFit]] = [{} for _ in models]
     faults: list[Fault] = []
     for argument, value in given.items():
         parameter = found.parameters.get(argument.rstrip("_"))
@@ -72,12 +72,15 @@ def merge(
     return Merge(method, members, base_model, settings(shared), semantics, name)
 
 
-def _common(own: Sequence[Mapping[str, Setting]]) -> set[str]:
+def _common(own: Sequence[Mapping[str, Any]]) -> set[str]:
     return set.intersection(*(set(one) for one in own)) if own else set()
 
 
-def setting_of(parameter: Parameter, value: Any, faults: list[Fault]) -> Setting:
+def setting_of(parameter: Parameter, value: Any, faults: list[Fault]) -> Any:
     """One setting as written in Python; faults are added to the list."""
+    if isinstance(value, DataFit):
+        faults += [Fault(fault) for fault in [parameter.fault(value)] if fault]
+        return value
     if isinstance(value, Sequence) and not isinstance(value, str):
         value = Layers(tuple(_scalar(one, faults) for one in value))
     if issubclass(parameter.type, Artifact) and isinstance(value, str | Path):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from surgeon.errors import Origin
 from surgeon.space.coefficient import Coefficient
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 Number = int | float | Fraction | Schedule | Coefficient
 Settings = tuple[tuple[str, Setting], ...]
+#: A merge's settings may be measured when the recipe runs.
+MergeSettings = tuple[tuple[str, "Setting | DataFit"], ...]
+
+
+_Value = TypeVar("_Value", Setting, "Setting | DataFit")
 
 
 class Expr:
@@ -101,7 +106,7 @@ class Member:
     """One model of a merge, with the settings that are its own."""
 
     of: Expr
-    settings: Settings = ()
+    settings: MergeSettings = ()
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ class Merge(Expr):
     method: str
     members: tuple[Member, ...]
     base_model: Expr | None = None
-    settings: Settings = ()
+    settings: MergeSettings = ()
     semantics: str = "paper"
     name: str = field(default="", compare=False)
     origin: Origin | None = field(default=None, compare=False)
@@ -137,6 +142,20 @@ class Fit:
     at: str = "own"
     settings: Settings = ()
     name: str = field(default="", compare=False)
+    origin: Origin | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class DataFit:
+    """What a merge takes of data, measured when the recipe runs: accepted wherever such an artifact is.
+
+    `fit` is what is measured (``gram``, ``fisher``), `prompts` a file of JSON lines, or empty for the neutral text that
+    comes with surgeon. It is measured on `model`; without one, on the member it is a setting of, or else on the base.
+    """
+
+    fit: str
+    prompts: str = ""
+    model: Expr | None = None
     origin: Origin | None = field(default=None, compare=False)
 
 
@@ -234,9 +253,15 @@ def _flat(terms: Iterable[tuple[Expr, Coefficient]]) -> Iterator[tuple[Expr, Coe
             yield term, coefficient
 
 
-def settings(values: Mapping[str, Setting]) -> Settings:
+def settings(values: Mapping[str, _Value]) -> tuple[tuple[str, _Value], ...]:
     """Settings in canonical order."""
-    return tuple(sorted(values.items()))
+    return tuple(sorted(values.items(), key=lambda item: item[0]))
+
+
+def data_fits(merge: Merge) -> tuple[DataFit, ...]:
+    """The fits among a merge's settings and its members'."""
+    levels = (merge.settings, *(member.settings for member in merge.members))
+    return tuple(value for level in levels for _, value in level if isinstance(value, DataFit))
 
 
 def children(expr: Expr) -> tuple[Expr, ...]:
@@ -245,7 +270,8 @@ def children(expr: Expr) -> tuple[Expr, ...]:
         return tuple(term for term, _ in expr.terms)
     if isinstance(expr, Merge):
         base = (expr.base_model,) if expr.base_model is not None else ()
-        return (*base, *(member.of for member in expr.members))
+        measured = (fit.model for fit in data_fits(expr) if fit.model is not None)
+        return (*base, *(member.of for member in expr.members), *measured)
     if isinstance(expr, Model) and expr.base_model is not None:
         return (expr.base_model,)
     if isinstance(expr, Edit):

@@ -167,20 +167,38 @@ class Merging(Kernel):
 
     @override
     def __call__(self, stack: Tensor, call: Call) -> Tensor:
-        merged = self.run(self._operands(stack, call.settings), call)
+        turned = bool(call.settings.get("turned"))
+        stack, entries = self._entries(stack, call)
+        operands = self._operands(stack.mT if turned else stack, call.settings)
+        merged = self.run(operands | entries, call)
+        merged = merged.mT if turned else merged
         based = len(stack) > len(call.settings["differences"])
         return merged + stack[0] if self.method.subtracts(based) else merged
 
-    def run(self, operands: Mapping[str, Tensor], call: Call) -> Tensor:
+    def run(self, operands: Mapping[str, Any], call: Call) -> Tensor:
         """The function on its tensors, with the settings, statistics and noise of a call."""
         signature = self.method.signature
-        arguments = {**operands, **call.known}
-        arguments |= {parameter.argument: call.settings[parameter.argument] for parameter in signature.parameters}
+        plain = (parameter.argument for parameter in signature.parameters if parameter.argument not in operands)
+        arguments = {**operands, **call.known} | {argument: call.settings[argument] for argument in plain}
         if signature.noise:
             seed, labels = call.settings["seed"], call.settings["labels"]
             tensor = call.block.tensor.partition("\0")[0]
             arguments[signature.noise] = Noise(seed, tensor, labels, call.block.start)
         return self.method.function(**arguments)
+
+    def _entries(self, stack: Tensor, call: Call) -> tuple[Tensor, dict[str, Any]]:
+        """The models' part of the stack, and the entries of artifacts by argument, one a model where it is so."""
+        count = call.settings["models"] if self.method.per_tensor else len(stack)
+        held = [*stack[count:], *call.wholes]
+
+        def entry(place: int | None) -> Tensor | None:
+            return None if place is None else held[place]
+
+        found: dict[str, Any] = {}
+        for parameter in self.method.per_tensor:
+            places = call.settings[parameter.argument]
+            found[parameter.argument] = tuple(map(entry, places)) if parameter.per_model else entry(places)
+        return stack[:count], found
 
     def _operands(self, stack: Tensor, settings: Mapping[str, Any]) -> dict[str, Tensor]:
         """The function's tensors; base first in the stack where there is one. Differences stand for base + them."""

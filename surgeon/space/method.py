@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, ParamSpec
 from torch import Tensor
 
 from surgeon.space.noise import Noise
-from surgeon.space.parameters import Each, Operand, Parameter, Signature, read_signature
+from surgeon.space.parameters import Each, OnBase, Operand, Parameter, Signature, read_signature
 from surgeon.space.registered import Registered
 from surgeon.space.schedule import Scalar
 
@@ -58,7 +58,7 @@ class MergeMethod(Registered, Generic[P]):
 
     def unchanged_at(self, settings: Mapping[str, Any]) -> bool:
         """Whether one model is left as it is, with settings by argument."""
-        given = {p.name: settings[p.argument] for p in self.signature.parameters}
+        given = {p.name: settings[p.argument] for p in self.signature.parameters if not p.per_tensor}
         return bool(self.unchanged) and all(
             all(each == value for each in (given[name] if isinstance(given[name], tuple) else (given[name],)))
             for name, value in self.unchanged.items()
@@ -69,6 +69,11 @@ class MergeMethod(Registered, Generic[P]):
         """Settings by recipe name; a method that asks for noise has a `seed`."""
         seed = (Parameter("seed", "seed", int, False, 0),) if self.signature.noise else ()
         return {parameter.name: parameter for parameter in (*self.signature.parameters, *seed)}
+
+    @property
+    def per_tensor(self) -> tuple[Parameter, ...]:
+        """The settings that are artifacts with an entry for each tensor."""
+        return tuple(parameter for parameter in self.signature.parameters if parameter.per_tensor)
 
     @property
     def operand(self) -> str:
@@ -89,6 +94,8 @@ class MergeMethod(Registered, Generic[P]):
         for name, value in values.items():
             if isinstance(value, Each):
                 values[name] = (value.value,) * count
+            elif isinstance(value, OnBase):
+                values[name] = None
         settings = {parameter.name: values[parameter.argument] for parameter in self.signature.parameters}
         for argument, statistic in self.signature.statistics:
             if values[argument] is statistic:
@@ -133,8 +140,22 @@ def merge_method(
             raise TypeError(f"{decorated.__name__}: ask for one of TaskVectors, Models and Vectors")
         if equivariant and (blocks != "whole" or signature.statistics or wanted != [Operand.TASK_VECTORS]):
             raise TypeError(f"{decorated.__name__}: equivariant is for whole task vectors alone, without statistics")
+        if fault := _entries_fault(signature, blocks):
+            raise TypeError(f"{decorated.__name__}: {fault}")
         return MergeMethod(
             decorated, blocks, signature, models, unchanged or {}, breaks or {}, mergekit or {}, equivariant=equivariant
         )
 
     return register if function is None else register(function)
+
+
+def _entries_fault(signature: Signature, blocks: Blocks) -> str | None:
+    """What a method with entries of artifacts may not be: each would have to be cut, or turned, as the tensors are."""
+    kinds = {parameter.type for parameter in signature.parameters if parameter.per_tensor}
+    if len(kinds) > 1:
+        return "its artifacts must be of one kind"
+    if kinds and signature.statistics:
+        return "a method with artifacts for each tensor has no statistics"
+    if blocks != "whole" and any(not kind.aligned for kind in kinds):
+        return f"what takes a {kinds.pop().kind} works on whole tensors: leave blocks out"
+    return None

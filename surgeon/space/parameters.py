@@ -12,7 +12,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from torch import Tensor
 
+from surgeon.artifacts import fisher, gram
 from surgeon.artifacts.artifact import Artifact
+from surgeon.artifacts.per_tensor import PerTensor
+from surgeon.space.expr import DataFit
 from surgeon.space.noise import Noise
 from surgeon.space.schedule import Scalar
 from surgeon.space.statistics import Statistic
@@ -44,7 +47,14 @@ Base = Annotated[Tensor, Operand.BASE]
 Weight = Annotated[Tensor, Operand.WEIGHT]
 #: [d, k]: the orthonormal columns an edit works along; output norms on the way to the stream are folded in.
 Subspace = Annotated[Tensor, Operand.SUBSPACE]
-#: One value a model: `PerModel` for numbers, `PerModel[Gram]` for artifacts.
+#: [in, in]: the Gram of what a matrix [out, in] multiplies; None for a tensor that has none. With it the method gets
+#: every matrix with its input axis last, whatever the layout on disk.
+Gram = Annotated[Tensor | None, gram.Gram]
+#: The same, measured behind the layers that are merged already.
+MergedGram = Annotated[Tensor | None, gram.MergedGram]
+#: […]: the Fisher information of each entry of a tensor, of its shape; None for a tensor that has none.
+Fisher = Annotated[Tensor | None, fisher.Fisher]
+#: One value a model: `PerModel[float]` for numbers, `PerModel[Gram]` for what was measured on each.
 PerModel = Annotated[Sequence[_T], Operand.PER_MODEL]
 
 
@@ -58,6 +68,26 @@ class Each:
 def each(value: float) -> Any:
     """The default of a `PerModel` setting: this number for every model."""
     return Each(value)
+
+
+@dataclass(frozen=True)
+class OnBase:
+    """A default that is measured: on the base model with neutral text, unless the setting `weight` is 0."""
+
+    weight: str
+
+    @property
+    def value(self) -> str:
+        """What it is, in words."""
+        return f"measured on the base model with neutral text, unless {self.weight} is 0"
+
+
+def on_base(weight: str) -> Any:
+    """The default of a setting that takes an artifact: measured on the base model, unless that setting is 0.
+
+    Called on plain tensors the method gets None.
+    """
+    return OnBase(weight)
 
 
 @dataclass(frozen=True)
@@ -89,12 +119,19 @@ class Parameter:
     range: Range | None = None
 
     @property
+    def per_tensor(self) -> bool:
+        """Whether it is an artifact of which a method gets the entry of the tensor at hand."""
+        return issubclass(self.type, PerTensor)
+
+    @property
     def required(self) -> bool:
         """Whether a recipe must give it."""
         return self.default is inspect.Parameter.empty
 
-    def fault(self, value: Scalar) -> str | None:
+    def fault(self, value: Scalar | DataFit) -> str | None:
         """What is wrong with one value of this setting, or None."""
+        if self.per_tensor and isinstance(value, DataFit):
+            return None
         fits = {float: Fraction, int: Fraction, bool: bool, str: str}.get(self.type, str)
         if not isinstance(value, fits) or (self.type is int and isinstance(value, Fraction) and value.denominator != 1):
             spelled = float(value) if isinstance(value, Fraction) else value
@@ -154,17 +191,23 @@ def _operand(hint: Any) -> Operand | None:
     return next((mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Operand)), None)
 
 
+def _artifact(hint: Any) -> type[Artifact] | None:
+    """The artifact that an annotated tensor is an entry of."""
+    marks = getattr(hint, "__metadata__", ())
+    return next((mark for mark in marks if inspect.isclass(mark) and issubclass(mark, Artifact)), None)
+
+
 def _parameter(argument: str, hint: Any, default: Any, ranges: dict[str, str]) -> Parameter:
     name = argument.rstrip("_")
     if name in RESERVED:
         raise TypeError(f"setting {name!r} collides with a key of the recipe itself; rename it")
     choices: tuple[str, ...] = ()
     per_model = _operand(hint) is Operand.PER_MODEL
-    kind = hint
     if per_model:
         inner = typing.get_args(typing.get_args(hint)[0])
-        kind = inner[0] if inner and inspect.isclass(inner[0]) else float
-    elif typing.get_origin(hint) is Literal:
+        hint = inner[0] if inner and not isinstance(inner[0], TypeVar) else float
+    kind = _artifact(hint) or hint
+    if typing.get_origin(hint) is Literal:
         choices, kind = typing.get_args(hint), str
     if not (kind in (float, int, bool, str) or (inspect.isclass(kind) and issubclass(kind, Artifact))):
         raise TypeError(

@@ -13,7 +13,7 @@ from surgeon.store.adapter_keys import LowRank, Replacement, Update, sort_update
 from surgeon.store.adapter_match import oriented, parted, renamed
 from surgeon.store.containment import contained, names_in
 from surgeon.store.formats import listed, refuse_adapter
-from surgeon.store.header import read_header
+from surgeon.store.header import Stored, read_header
 from surgeon.store.json_files import read_object
 from surgeon.tensors import TensorSpec
 
@@ -31,6 +31,16 @@ class Adapter:
     revision: str | None
     config: Mapping[str, Any]
     updates: Mapping[str, tuple[Update, ...]]
+
+    @property
+    def stored(self) -> Mapping[str, Stored]:
+        """Every stored tensor: a target's name and the part it is of it."""
+        found = {}
+        for name, updates in self.updates.items():
+            for update in updates:
+                held = ((part, getattr(update, part, None)) for part in ("a", "b", "magnitude", "value"))
+                found |= {f"{name}:{part}": stored for part, stored in held if stored is not None}
+        return found
 
     def on(self, base: Mapping[str, TensorSpec], base_name: str) -> Mapping[str, tuple[Update, ...]]:
         """The updates by the base's names on disk and in its orientation; MismatchError lists what does not fit."""

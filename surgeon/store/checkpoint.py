@@ -32,6 +32,11 @@ class Checkpoint:
     shard_of: Mapping[str, str]
     single_file: bool
 
+    @property
+    def stored(self) -> Mapping[str, Stored]:
+        """Every stored tensor."""
+        return self.tensors
+
     @cached_property
     def config(self) -> dict[str, Any]:
         """The parsed config.json, {} where there is none."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -74,7 +74,7 @@ def lay_out(specs: Mapping[str, TensorSpec], shard_of: Mapping[str, str] | None,
     else:
         groups = _greedy(specs, shard_size, _stem(sources))
     placements: dict[str, Placement] = {}
-    files = tuple(_file(name, members, specs, placements) for name, members in groups.items())
+    files = tuple(one_file(name, members, specs, placements) for name, members in groups.items())
     if len(files) == 1:
         return Layout(files, placements, None)
     return Layout(files, placements, f"{_stem(list(groups))}{_SUFFIX}.index.json")
@@ -86,11 +86,16 @@ def same_as_source(shard: ShardFile, source: Path) -> bool:
         return file.read(len(shard.header)) == shard.header and source.stat().st_size == shard.size
 
 
-def _file(
-    name: str, members: Sequence[str], specs: Mapping[str, TensorSpec], placements: dict[str, Placement]
+def one_file(
+    name: str,
+    members: Iterable[str],
+    specs: Mapping[str, TensorSpec],
+    placements: dict[str, Placement],
+    metadata: Mapping[str, str] | None = None,
 ) -> ShardFile:
+    """One file of these tensors; each one's place is added to `placements`. A checkpoint's metadata is its format."""
     ordered = sorted(members, key=lambda tensor: (_RANK[specs[tensor].dtype], tensor))
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"} if metadata is None else metadata}
     ends = [0, *accumulate(specs[tensor].nbytes for tensor in ordered)]
     for tensor, span in zip(ordered, pairwise(ends), strict=True):
         entries[tensor] = {"dtype": specs[tensor].dtype, "shape": specs[tensor].shape, "data_offsets": span}

@@ -57,11 +57,14 @@ def make_case(method: Method, shape: tuple[int, ...] = (24, 36), models: int | N
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(shape, generator=generator)
     vectors = torch.randn((count, *shape), generator=generator).bfloat16().float()
-    settings = {p.argument: _sample(p, count) for p in method.signature.parameters}
+    settings = {p.argument: _sample(p, count, shape, generator) for p in method.signature.parameters}
     return Case(base, vectors, settings, tuple(map(str, range(count))))
 
 
-def _sample(parameter: Parameter, count: int) -> Any:
+def _sample(parameter: Parameter, count: int, shape: tuple[int, ...], generator: torch.Generator) -> Any:
+    if parameter.per_tensor:
+        entries = tuple(parameter.type.example(shape, generator) for _ in range(count))
+        return entries if parameter.per_model else None
     value = parameter.default.value if isinstance(parameter.default, Each) else parameter.default
     if parameter.type is float and (parameter.required or parameter.range):
         value = 0.5 if parameter.range is None or 0.5 in parameter.range else 1.0
@@ -89,8 +92,14 @@ def shape_kept(method: Method) -> None:
 def runs_on_meta(method: Method) -> None:
     """It runs without data, which planning needs."""
     case = make_case(method)
-    moved = replace(case, base=case.base.to("meta"), vectors=case.vectors.to("meta"))
+    entries = {p.argument: _to_meta(case.settings[p.argument]) for p in method.per_tensor}
+    settings = {**case.settings, **entries}
+    moved = replace(case, base=case.base.to("meta"), vectors=case.vectors.to("meta"), settings=settings)
     assert moved.call(method).device.type == "meta"
+
+
+def _to_meta(entries: Sequence[Tensor] | None) -> Sequence[Tensor] | None:
+    return None if entries is None else tuple(entry.to("meta") for entry in entries)
 
 
 def model_order(method: Method) -> None:
@@ -212,13 +221,23 @@ class _InMemory:
 
 def _through_steps(method: Method, case: Case, block: int) -> Tensor:
     """The merge as the engine does it: load steps, one merge step, statistics in rounds, blocks."""
-    tensors = [*([case.base] if method.takes_base else []), *(case.base + case.vectors)]
-    spec = TensorSpec("F32", tuple(case.base.shape))
-    *loaded, last = (Key(number, _TENSOR) for number in range(len(tensors) + 1))
-    steps = {key: Step(key, spec, "load", stored=Stored(Path("memory"), key.node, spec)) for key in loaded}
-    extra = {"differences": (False,) * len(case.vectors), "labels": case.labels, "seed": 0}
+    models = [*([case.base] if method.takes_base else []), *(case.base + case.vectors)]
+    extra: dict[str, Any] = {"differences": (False,) * len(case.vectors), "labels": case.labels, "seed": 0}
+    entries: list[Tensor] = []
+    for parameter in method.per_tensor:
+        held = case.settings[parameter.argument]
+        extra[parameter.argument] = None if held is None else tuple(range(len(entries), len(entries) + len(held)))
+        entries += held or ()
+    whole = any(not parameter.type.aligned for parameter in method.per_tensor)
+    tensors, inputs, steps = [*models, *entries], [], {}
+    for number, tensor in enumerate(tensors):
+        spec, key = TensorSpec("F32", tuple(tensor.shape)), Key(number, _TENSOR)
+        steps[key] = Step(key, spec, "load", stored=Stored(Path("memory"), number, spec))
+        inputs.append(Input(key, whole=whole and number >= len(models)))
+    extra["models"] = len(models)
+    last, spec = Key(len(tensors), _TENSOR), TensorSpec("F32", tuple(case.base.shape))
     settings = tuple((dict(case.settings) | extra).items())
-    steps[last] = Step(last, spec, f"merge:{method.name}", tuple(map(Input, loaded)), settings)
+    steps[last] = Step(last, spec, f"merge:{method.name}", tuple(inputs), settings)
     target = Target(_TENSOR, spec, last, "compute", method.name)
 
     def evaluator(target: Target, known: Known) -> Evaluator:

@@ -50,11 +50,11 @@ def apply(
     }  # fmt: skip
     planned = plan(what, overrides=overrides, **asked)
     given = Path(what).read_text(encoding="utf-8-sig") if isinstance(what, str | Path) else None
-    with stages(planned, folder, on_event, overwrite=overwrite, resume=resume) as recipe:
+    with stages(planned, folder, on_event, overwrite=overwrite, resume=resume) as (recipe, kept):
         if planned.fits:
             # What was measured is what went on; the build itself need not have begun.
             planned, resume = plan(recipe, **asked), None if resume else resume
-        named, artifacts = with_artifacts(planned.recipe)
+        named, artifacts = with_artifacts(planned.recipe, kept)
         return build(
             planned,
             folder,

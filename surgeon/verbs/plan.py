@@ -14,6 +14,7 @@ from surgeon.space.output import Output, Recipe
 from surgeon.tensors import parse_bytes, stored_dtype
 
 if TYPE_CHECKING:
+    from surgeon.planning.measured import Measuring
     from surgeon.planning.plan import Plan
     from surgeon.space.expr import Fit
 
@@ -74,18 +75,31 @@ def _check_fits(planned: Plan) -> None:
     from surgeon.planning.plan import build
     from surgeon.runtime.load import has_tokenizer
 
-    faults = [fault for fit in planned.fits for fault in _fit_faults(fit)]
+    faults = [fault for fit in planned.fits for fault in _faults(fit)]
     if faults:
         raise RecipeError(dict.fromkeys(faults))
     for fit in {fit.model: fit for fit in planned.fits}.values():
         try:
             stage = build(Recipe(fit.model, Output(dtype="F32")), planned.options)
             if not has_tokenizer(stage.files_from.root):
-                message = f"{fit.model} has no tokenizer, and a direction is measured on text"
+                message = f"{fit.model} has no tokenizer, and what is measured is measured on text"
                 raise MismatchError(message, hint=f"put its tokenizer.json into {stage.files_from.root}")
         except SurgeonError as error:
             error.origin = error.origin or fit.origin
             raise
+
+
+def _faults(fit: Fit | Measuring) -> Iterator[Fault]:
+    from surgeon.directions.examples import read_examples
+    from surgeon.planning.measured import Measuring
+
+    if not isinstance(fit, Measuring):
+        yield from _fit_faults(fit)
+    elif fit.prompts:
+        try:
+            read_examples(Path(fit.prompts).expanduser(), mixed=True)
+        except SurgeonError as error:
+            yield Fault(error.message, error.origin or fit.origin, error.hint)
 
 
 def _fit_faults(fit: Fit) -> Iterator[Fault]:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon.errors import SurgeonError
-from surgeon.space.expr import DirectionRef, Edit, Expr, Fit, Model, walk
+from surgeon.space.expr import DirectionRef, Edit, Expr, Fit, Merge, Model, walk
 from surgeon.space.output import Output, Recipe
 
 if TYPE_CHECKING:
+    from surgeon.artifacts.artifact import Artifact
     from surgeon.artifacts.direction import Direction
     from surgeon.engine.events import Listener
     from surgeon.planning.options import Options
@@ -28,17 +29,19 @@ if TYPE_CHECKING:
 @contextmanager
 def stages(
     plan: Plan, out: Path, listener: Listener | None, *, overwrite: bool, resume: bool | None
-) -> Iterator[Recipe]:
-    """The plan's recipe with every fit replaced by the file of what it gave.
+) -> Iterator[tuple[Recipe, Path | None]]:
+    """The plan's recipe with every fit replaced by the file of what it gave, and the folder these lie in.
 
     The files lie in a locked folder beside OUT, which is removed when all went well, or failed for good.
     """
     if not plan.fits:
-        yield plan.recipe
+        yield plan.recipe, None
         return
     from surgeon.engine.build import check_out, resumable
     from surgeon.engine.workspace import Workspace
+    from surgeon.planning.measured import Measuring, measurings, with_files
     from surgeon.planning.prepare import fits, with_directions
+    from surgeon.verbs.stage_data import measured_files, pending
 
     key, _ = _identity(plan)
     beside = out.parent / f"{out.name}.stages"
@@ -46,10 +49,17 @@ def stages(
         try:
             check_out(plan, out, overwrite=overwrite)
             expr = plan.recipe.expr
-            while waiting := fits(expr):
-                together = [fit for fit in waiting if fit.model == waiting[0].model]
-                expr = with_directions(expr, _fitted(together, kept.folder, plan.options, listener))
-            yield replace(plan.recipe, expr=expr)
+            while waiting := (*fits(expr), *measurings(expr, plan.sources)):
+                # What rests on nothing that is still to be measured comes first.
+                ready = next(fit for fit in waiting if not pending(fit, plan.sources))
+                if isinstance(ready, Measuring):
+                    wanted = (one for one in waiting if isinstance(one, Measuring) and one.joint == ready.joint)
+                    data = [one for one in wanted if ready.joint or one.model == ready.model]
+                    expr = with_files(expr, measured_files(data, kept.folder, plan, listener), plan.sources)
+                else:
+                    together = [one for one in waiting if isinstance(one, Fit) and one.model == ready.model]
+                    expr = with_directions(expr, _fitted(together, kept.folder, plan.options, listener))
+            yield replace(plan.recipe, expr=expr), kept.folder
         except SurgeonError as error:
             if not resumable(error):
                 kept.discard()
@@ -146,21 +156,28 @@ def _key(fit: Fit, model: str) -> str:
     return hasher.hexdigest()
 
 
-def with_artifacts(recipe: Recipe) -> tuple[Recipe, dict[str, Direction]]:
-    """The recipe with every direction named relative to the recipe's folder, and the directions by file name."""
-    from surgeon.planning.prepare import rebuilt
+def with_artifacts(recipe: Recipe, kept: Path | None = None) -> tuple[Recipe, dict[str, Artifact]]:
+    """The recipe with its artifacts named relative to its folder, and these by file name: what OUT/surgeon/ holds.
 
-    held: dict[str, Direction] = {}
+    These are all directions, and of what merges take of data what lies in the folder `kept`, measured in this run;
+    files of the user's stay where they are, for they are large.
+    """
+    from surgeon.planning.prepare import rebuilt
+    from surgeon.verbs.stage_data import relative_files
+
+    held: dict[str, Artifact] = {}
     made: dict[Expr, Expr] = {}
     for node in walk(recipe.expr):
         again = rebuilt(node, made)
         if isinstance(again, Edit):
             again = replace(again, directions=tuple(_relative(use, held) for use in again.directions))
+        elif isinstance(again, Merge) and kept is not None:
+            again = relative_files(again, kept, held)
         made[node] = again
     return replace(recipe, expr=made[recipe.expr]), held
 
 
-def _relative(use: DirectionRef, held: dict[str, Direction]) -> DirectionRef:
+def _relative(use: DirectionRef, held: dict[str, Artifact]) -> DirectionRef:
     from surgeon.artifacts.direction import Direction
 
     if isinstance(use.source, Fit):

@@ -7,6 +7,7 @@ import torch
 import transformers
 
 import surgeon
+from surgeon.artifacts.direction import direction
 from surgeon.testing.toys import read_checkpoint, toy_llama
 from tests.support.family_toys import TOKENS, toy
 
@@ -178,3 +179,17 @@ def test_a_dtype_of_the_other_part_is_kept(tmp_path):
     tensors = read_checkpoint(stacked(tmp_path, (surgeon.open(a), (0, 1)), (surgeon.open(b), (1, 2))))
     assert tensors["model.layers.0.mlp.up_proj.weight"].dtype == torch.float32
     assert tensors["model.layers.1.mlp.up_proj.weight"].dtype == torch.bfloat16
+
+
+def test_what_an_edit_promises_is_kept_under_the_layers_new_number(tmp_path):
+    """Behind output norms a promise names gains: those of the layer as it is called in the result."""
+    source = toy(tmp_path / "model", "gemma3")
+    row = direction(torch.randn(32, generator=torch.Generator().manual_seed(1)), at="block.0")
+    edited = surgeon.edit("ablate", surgeon.open(source), directions=row, writers="mlp")
+    expr = surgeon.reshape("stack", (edited, (1, 2)), (edited, (0, 2)))
+    plan = surgeon.plan(expr, any_model=True)
+    promised = {target.name: target.promise.gains for target in plan.targets if target.promise}
+    norm = "model.layers.{}.post_feedforward_layernorm.weight"
+    assert promised == {f"model.layers.{i}.mlp.down_proj.weight": (norm.format(i),) for i in range(3)}
+    surgeon.apply(expr, tmp_path / "out", any_model=True)
+    assert surgeon.verify(tmp_path / "out").exit_code == 0
