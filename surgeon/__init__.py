@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from surgeon.space.editing_api import edit, reshape
     from surgeon.space.expr import DataFit, Expr, Fit
     from surgeon.verbs.apply import apply
+    from surgeon.verbs.convert import convert
     from surgeon.verbs.diff import diff
     from surgeon.verbs.doctor import doctor
     from surgeon.verbs.export import export_adapter
@@ -71,16 +72,19 @@ _HOMES = {
     "reshape": "surgeon.space.editing_api",
 } | {
     verb: f"surgeon.verbs.{verb}"
-    for verb in ("apply", "diff", "doctor", "find", "greedy_soup", "import_gguf", "plan", "schema", "show", "verify")
+    for verb in (
+        *("apply", "convert", "diff", "doctor", "find", "greedy_soup", "import_gguf", "plan", "schema", "show"),
+        "verify",
+    )
 }
 
 __all__ = [
     "BudgetError", "CheckpointError", "DataFit", "Direction", "Expr", "Fault", "Fit", "MismatchError", "Origin",
     "OutputError", "Progress", "RecipeError", "RefusedError", "RunError", "SurgeonError", "VerificationError",
-    "__version__", "apply", "apply_to", "copy_recipe", "diff", "doctor", "dump_recipe", "edit", "export_adapter",
-    "find", "greedy_soup", "import_gguf", "list_methods", "list_recipes", "load_recipe", "measure_fisher",
-    "measure_gram", "measure_merge", "measure_residual", "merge", "open", "plan", "reshape", "schema", "show",
-    "verify",
+    "__version__", "apply", "apply_to", "convert", "copy_recipe", "diff", "doctor", "dump_recipe", "edit",
+    "export_adapter", "find", "greedy_soup", "import_gguf", "list_methods", "list_recipes", "load_recipe",
+    "measure_fisher", "measure_gram", "measure_merge", "measure_residual", "merge", "open", "plan", "reshape", "schema",
+    "show", "verify",
 ]  # fmt: skip
 
 

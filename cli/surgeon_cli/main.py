@@ -10,6 +10,7 @@ import typer
 import surgeon
 from surgeon_cli import (
     apply,
+    convert,
     diff,
     doctor,
     export,
@@ -39,6 +40,7 @@ app.command("verify")(verify.command)
 app.command("find")(find.command)
 app.command("diff")(diff.command)
 app.command("show")(show.command)
+app.command("convert")(convert.command)
 app.command("import")(import_gguf.command)
 app.command("methods")(methods.command)
 app.command("schema")(schema.command)

@@ -24,13 +24,18 @@ class Position:
         return index, last
 
 
+#: Keys of config.json that count the layers of a model with one stack.
+COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
 @dataclass(frozen=True)
 class Stack:
-    """A run of numbered layers: its prefix and the names (prefixes too) of what stands around it."""
+    """A run of numbered layers: its prefix, the names (prefixes too) of what stands around it, the config's count."""
 
     prefix: str
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    counts: tuple[str, ...] = COUNTS
 
 
 #: The layouts known. A prefix holds no digit: it ends where the layer's number begins.
@@ -50,8 +55,14 @@ STACKS = (
         "model.decoder.layers.",
         ("model.decoder.embed",),
         ("model.decoder.final_layer_norm.", "model.decoder.layer_norm.", "proj_out.", "lm_head."),
+        ("decoder_layers",),
     ),
-    Stack("model.encoder.layers.", ("model.encoder.embed", "model.encoder.conv"), ("model.encoder.layer_norm.",)),
+    Stack(
+        "model.encoder.layers.",
+        ("model.encoder.embed", "model.encoder.conv"),
+        ("model.encoder.layer_norm.",),
+        ("encoder_layers",),
+    ),
     Stack(
         "transformer.h.",
         ("transformer.wte.", "transformer.wpe.", "transformer.word_embeddings"),
@@ -62,8 +73,13 @@ STACKS = (
     Stack("gpt_neox.layers.", ("gpt_neox.embed_in.",), ("gpt_neox.final_layer_norm.", "embed_out.")),
     Stack("backbone.layers.", ("backbone.embeddings.", "backbone.embedding."), ("backbone.norm_f.", "lm_head.")),
     Stack("layers.", ("embed_tokens.", "embeddings."), ("norm.",)),
-    Stack("encoder.block.", ("shared.", "encoder.embed_tokens."), ("encoder.final_layer_norm.",)),
-    Stack("decoder.block.", ("decoder.embed_tokens.",), ("decoder.final_layer_norm.", "lm_head.")),
+    Stack("encoder.block.", ("shared.", "encoder.embed_tokens."), ("encoder.final_layer_norm.",), ("num_layers",)),
+    Stack(
+        "decoder.block.",
+        ("decoder.embed_tokens.",),
+        ("decoder.final_layer_norm.", "lm_head."),
+        ("num_decoder_layers",),
+    ),
     Stack("bert.encoder.layer.", ("bert.embeddings.",), ("bert.pooler.", "cls.", "classifier.")),
     Stack("roberta.encoder.layer.", ("roberta.embeddings.",), ("lm_head.", "classifier.")),
     Stack("encoder.layer.", ("embeddings.",), ("pooler.", "layernorm.")),
@@ -74,15 +90,21 @@ _BY_PREFIX = {stack.prefix: stack for stack in STACKS}
 _LAYER = re.compile(r"(\D*?)(\d+)\.")
 
 
+def in_stack(name: str) -> tuple[Stack, int, str] | None:
+    """The stack a tensor lies in, the number of its layer, and its name inside the layer."""
+    found = _LAYER.match(name)
+    stack = _BY_PREFIX.get(found[1]) if found is not None else None
+    return (stack, int(found[2]), name[found.end() :]) if found is not None and stack is not None else None
+
+
 def positions(names: Iterable[str]) -> Mapping[str, Position]:
     """The position of every tensor whose layout is declared in `STACKS`; a name missing here is unknown."""
     names = tuple(names)
     layer_of: dict[str, tuple[Stack, int]] = {}
     counts: dict[Stack, int] = {}
     for name in names:
-        found_at = _LAYER.match(name)
-        if found_at is not None and (stack := _BY_PREFIX.get(found_at[1])) is not None:
-            number = int(found_at[2])
+        if numbered := in_stack(name):
+            stack, number, _ = numbered
             layer_of[name] = stack, number
             counts[stack] = max(counts.get(stack, 0), number + 1)
     found = {name: Position("layer", index, counts[stack]) for name, (stack, index) in layer_of.items()}

@@ -24,6 +24,7 @@ from surgeon.engine.run import run
 from surgeon.engine.workspace import Workspace, hidden, refuse_existing, refuse_overlap
 from surgeon.errors import OutputError, SurgeonError
 from surgeon.planning.plan import Plan
+from surgeon.planning.step import Target
 from surgeon.store.files import disk_errors
 from surgeon.store.header import Stored
 from surgeon.store.layout import same_as_source
@@ -109,6 +110,12 @@ def _check_finished(plan: Plan, folder: Path, journal: Journal) -> None:
     journal.restart(good)
 
 
+def _in_place(target: Target, plan: Plan) -> bool:
+    """Whether a tensor is a copy of what lies at the same offset: layers in another order fill a file alike."""
+    place = plan.layout.tensors[target.name]
+    return target.action == "copy" and target.stored is not None and target.stored.offset == place.offset
+
+
 def _copy_whole_files(plan: Plan, writer: FolderWriter, journal: Journal) -> frozenset[str]:
     """Copy at once every file that comes out as it went in: a file system that shares blocks then moves no bytes."""
     targets, done = {target.name: target for target in plan.targets}, journal.read()
@@ -116,7 +123,7 @@ def _copy_whole_files(plan: Plan, writer: FolderWriter, journal: Journal) -> fro
     for shard in plan.layout.files:
         held = [targets[name] for name in shard.tensors]
         sources = {target.stored.file for target in held if target.stored is not None and target.action == "copy"}
-        whole = len(sources) == 1 and all(target.action == "copy" for target in held)
+        whole = len(sources) == 1 and all(_in_place(target, plan) for target in held)
         if whole and not done.keys() >= set(shard.tensors) and same_as_source(shard, source := sources.pop()):
             writer.copy_file(shard, source)
             copied |= set(shard.tensors)

@@ -11,27 +11,27 @@ from surgeon.artifacts.direction import OWN, OWN_MID, Direction
 from surgeon.errors import Fault, MismatchError, RecipeError, RefusedError, SurgeonError, nearest
 from surgeon.planning.edits import Along, Edited, Reshaped
 from surgeon.planning.prepare import stand_in
-from surgeon.planning.resolve import Node, check_mass
-from surgeon.planning.side_files import config_of
+from surgeon.planning.resolve import Resolver, check_mass
 from surgeon.planning.sources import Sources
 from surgeon.space.edit import EditMethod
 from surgeon.space.expr import DirectionRef, Edit, Expr, Model, Reshape, walk
 from surgeon.space.registry import edit_named, reshape_named
+from surgeon.space.reshape import Operand, refuse_quantised
 from surgeon.store.checkpoint import Checkpoint
 from surgeon.store.fingerprint import fingerprint
 
 TIED = ("untie", "both", "skip")
 
 
-def edited(expr: Edit, inner: Node, sources: Sources) -> Edited:
+def edited(expr: Edit, resolver: Resolver) -> Edited:
     """The node of an edit. RefusedError, MismatchError or RecipeError says what does not fit."""
-    method = edit_named(expr.edit)
+    method, inner = edit_named(expr.edit), resolver.on(None)(expr.of)
     check_mass(inner, wanted=(1,), origin=expr.origin)
-    _refuse_quantised(expr, sources)
-    anatomy = describe(config_of(expr.of, sources), inner.table, str(expr.of))
+    _refuse_quantised(expr, resolver.sources)
+    anatomy = describe(inner.config, inner.table, str(expr.of))
     _check_words(expr, method)
     _check_unknown(expr, anatomy)
-    along = tuple(_along(use, anatomy, sources) for use in expr.directions)
+    along = tuple(_along(use, anatomy, resolver) for use in expr.directions)
     chosen = chosen_writers(expr, anatomy)
     _check_points(expr, along, chosen)
     _check_rank(along, anatomy)
@@ -40,25 +40,26 @@ def edited(expr: Edit, inner: Node, sources: Sources) -> Edited:
     return Edited(str(expr), inner, method, along, expr.settings, anatomy, chosen, follows)
 
 
-def reshaped(expr: Reshape, inner: Node, sources: Sources) -> Reshaped:
-    """The node of a reshape."""
-    check_mass(inner, wanted=(1,), origin=expr.origin)
-    _refuse_quantised(expr, sources)
-    reshaping = reshape_named(expr.reshape)
-    anatomy = describe(config_of(expr.of, sources), inner.table, str(expr.of))
-    return Reshaped(str(expr), inner, reshaping, anatomy, reshaping.table(inner.table, anatomy))
+def reshaped(expr: Reshape, resolver: Resolver) -> Reshaped:
+    """The node of a reshape. RefusedError or MismatchError says what does not fit."""
+    reshaping, settings = reshape_named(expr.reshape), dict(expr.settings)
+    inner = tuple(resolver.on(None)(part.of) for part in expr.parts)
+    for node in inner:
+        check_mass(node, wanted=(1,), origin=expr.origin)
+    operands = [Operand(node.label, node.config, part.layers, node.table, part.targets)
+                for part, node in zip(expr.parts, inner, strict=True)]  # fmt: skip
+    drawn = reshaping.tensors(operands, settings)
+    config = {**operands[0].config, **reshaping.config(operands, settings)}
+    table = {name: one.spec for name, one in drawn.items()}
+    return Reshaped(str(expr), inner, drawn, table, config, tuple(reshaping.notes(operands, settings)))
 
 
-def _refuse_quantised(expr: Edit | Reshape, sources: Sources) -> None:
+def _refuse_quantised(expr: Edit, sources: Sources) -> None:
     """Before its tensors are looked at, which no table of a family names."""
     for model in walk(expr.of):
         source = sources[model] if isinstance(model, Model) else None
-        if isinstance(source, Checkpoint) and source.config.get("quantization_config"):
-            raise MismatchError(
-                f"{model} is quantised (its config.json has quantization_config), and its weights are packed",
-                origin=model.origin,
-                hint="use the model in bf16 or fp32: quantised weights are not edited",
-            )
+        if isinstance(source, Checkpoint):
+            refuse_quantised(source.config, str(model), model.origin)
 
 
 def chosen_writers(expr: Edit, anatomy: Anatomy) -> Mapping[str, Place]:
@@ -105,19 +106,19 @@ def _check_unknown(expr: Edit, anatomy: Anatomy) -> None:
         )
 
 
-def _along(use: DirectionRef, anatomy: Anatomy, sources: Sources) -> Along:
+def _along(use: DirectionRef, anatomy: Anatomy, resolver: Resolver) -> Along:
     try:
-        return _held(use, anatomy, sources)
+        return _held(use, anatomy, resolver)
     except SurgeonError as error:
         error.origin = error.origin or use.origin
         raise
 
 
-def _held(use: DirectionRef, anatomy: Anatomy, sources: Sources) -> Along:
+def _held(use: DirectionRef, anatomy: Anatomy, resolver: Resolver) -> Along:
     if isinstance(use.source, str):
         held = Direction.load(Path(use.source).expanduser())
     else:
-        held = use.source if isinstance(use.source, Direction) else stand_in(use.source, sources)
+        held = use.source if isinstance(use.source, Direction) else stand_in(use.source, resolver)
     label = use.name or (use.source if isinstance(use.source, str) else str(held.about.get("name", "the direction")))
     held.check(label)
     if held.width != anatomy.width:

@@ -13,7 +13,7 @@ from surgeon.planning.step import Input, Key
 from surgeon.space.coefficient import Coefficient
 from surgeon.space.edit import EditMethod
 from surgeon.space.expr import ONE, Settings
-from surgeon.space.reshape import Reshaping, Table
+from surgeon.space.reshape import Drawn, Table
 from surgeon.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -56,6 +56,11 @@ class Edited:
         return self.inner.table
 
     @property
+    def config(self) -> Mapping[str, Any]:
+        """The operand's."""
+        return self.inner.config
+
+    @property
     def mass(self) -> Coefficient:
         """The operand's: a linear edit keeps it, and another takes models only."""
         return self.inner.mass
@@ -88,7 +93,7 @@ class Edited:
         gains = [graph.key(self.inner, norm) for norm in place.norms]
         inputs = tuple(Input(gain, whole=True) for gain in gains if gain is not None)
         spec = TensorSpec("F64", (self.anatomy.width, rank))
-        written = tuple(graph.dtypes.get(norm, "F32") for norm in place.norms)
+        written = tuple(graph.written(self, norm) for norm in place.norms)
         settings: dict[str, Any] = {"directions": used, "gain": self.anatomy.family.gain, "written": written}
         return graph.add(self, tensor, "frame:columns", inputs, settings, "frame", spec)
 
@@ -97,7 +102,8 @@ class Edited:
         given = dict(self.settings)
         found: dict[str, Any] = {}
         for parameter in self.method.parameters.values():
-            value = graph.setting(given[parameter.name], tensor, head_first=False) if parameter.name in given else None
+            setting = given.get(parameter.name)
+            value = None if setting is None else graph.setting(setting, self, tensor, head_first=False)
             if value is not None:
                 found[parameter.argument] = graph.plain(value, parameter)
             elif parameter.required:
@@ -109,19 +115,25 @@ class Edited:
 
 @dataclass(frozen=True, eq=False)
 class Reshaped:
-    """A reshape of a node."""
+    """A reshape of nodes."""
 
     label: str
-    inner: Node
-    reshaping: Reshaping
-    anatomy: Anatomy
+    inner: tuple[Node, ...]
+    drawn: Mapping[str, Drawn]
     table: Table
+    config: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
     @property
     def mass(self) -> Coefficient:
-        """The operand's, which is a model."""
+        """Its parts are models, and so is it."""
         return ONE
 
     def lower(self, tensor: str, graph: Graph) -> Key | None:
-        """The operand's tensor it holds."""
-        return graph.key(self.inner, self.reshaping.source(tensor, self.anatomy))
+        """The part's tensor it holds, or a step of the kernel that makes it of whole tensors."""
+        drawn = self.drawn[tensor]
+        keys = [key for part, name in drawn.inputs if (key := graph.key(self.inner[part], name)) is not None]
+        if not drawn.kernel:
+            return keys[0]
+        inputs = tuple(Input(key, whole=True) for key in keys)
+        return graph.add(self, tensor, drawn.kernel, inputs, dict(drawn.settings))

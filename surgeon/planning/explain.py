@@ -51,7 +51,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         "tensors": [_tensor(target) for target in plan.targets],
         "dropped": list(plan.dropped), "files_from": plan.files_from.ref, "warnings": list(plan.warnings),
         "config": dict(plan.config), "edits": [claim.to_dict() for claim in claims(plan)],
-        "reshapes": [{"reshape": one.reshape, "of": str(one.of)} for one in _reshaped(plan)],
+        "reshapes": [{"reshape": one.reshape, "of": _parts(one)} for one in _reshaped(plan)],
         "fits": [_fit_data(plan, fit) for fit in plan.fits],
         "shards": [file.name for file in plan.layout.files], "workers": plan.workers, "tier": plan.tier,
         "bytes_read": bytes_read(plan), "bytes_written": bytes_written(plan), "peak_memory": plan.peak,
@@ -121,10 +121,14 @@ def _reshaped(plan: Plan) -> list[Reshape]:
     return [node for node in walk(plan.recipe.expr) if isinstance(node, Reshape)]
 
 
+def _parts(reshape: Reshape) -> str:
+    return ", ".join(map(str, reshape.parts))
+
+
 def _reshapes(plan: Plan) -> list[str]:
     users = {node.of: f", in front of {node}" for node in walk(plan.recipe.expr) if isinstance(node, Edit)}
     does = {one: inspect.getdoc(reshape_named(one.reshape)) or "" for one in _reshaped(plan)}
-    return [f"{one.reshape} of {one.of}{users.get(one, '')}: {text.splitlines()[0]}" for one, text in does.items()]
+    return [f"{one.reshape} of {_parts(one)}{users.get(one, '')}: {text.splitlines()[0]}" for one, text in does.items()]
 
 
 def _config(plan: Plan) -> list[str]:

@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgeon.anatomy.stacks import Position
+from surgeon.anatomy.stacks import Position, positions
 from surgeon.artifacts.artifact import Artifact
 from surgeon.errors import MismatchError, RefusedError
 from surgeon.planning.step import Input, Key, Step, Steps
@@ -18,7 +18,7 @@ from surgeon.space.schedule import Layers, Scalar, Setting, UnknownLayer, value_
 from surgeon.tensors import TensorSpec
 
 if TYPE_CHECKING:
-    from surgeon.planning.resolve import Node
+    from surgeon.planning.resolve import Node, Table
 
 _NONE = object()
 
@@ -27,16 +27,18 @@ _NONE = object()
 class Graph:
     """Steps built so far, for one expression.
 
-    `positions` are the layers of the result's tensors, `dtypes` what they are written in.
+    `dtypes` is what the result's tensors are written in, `cast` the dtype asked for, of any floating tensor.
     """
 
-    positions: Mapping[str, Position]
     dtypes: Mapping[str, str] = field(default_factory=dict)
+    cast: str | None = None
     steps: Steps = field(default_factory=Steps)
     _lowered: dict[tuple[int, str], Any] = field(default_factory=dict)
     _numbers: dict[int, int] = field(default_factory=dict)
+    _names: dict[int, dict[Key | None, list[str]]] = field(default_factory=dict)
     _tensors: dict[str, int] = field(default_factory=dict)
     _plain: dict[tuple[Parameter, type, Scalar], Any] = field(default_factory=dict)
+    _positions: dict[int, tuple[Table, Mapping[str, Position]]] = field(default_factory=dict)
     _values: dict[tuple[int, Position, bool] | None, Scalar | None] = field(default_factory=dict)
 
     def key(self, node: Node, tensor: str) -> Key | None:
@@ -46,6 +48,14 @@ class Graph:
         if found is _NONE:
             found = self._lowered[pair] = node.lower(tensor, self)
         return found
+
+    def names(self, node: Node) -> Mapping[Key | None, list[str]]:
+        """What the tensors of a node are called, by value."""
+        if id(node) not in self._names:
+            found = self._names[id(node)] = {}
+            for name in node.table:
+                found.setdefault(self.key(node, name), []).append(name)
+        return self._names[id(node)]
 
     def add(
         self,
@@ -89,10 +99,23 @@ class Graph:
                 self._plain[known] = parameter.type(value) if isinstance(value, Fraction) else value
         return self._plain[known]
 
-    def number(self, coefficient: Coefficient, tensor: str) -> Fraction:
-        """A coefficient at one tensor. MismatchError where a schedule does not reach."""
+    def written(self, node: Node, tensor: str) -> str:
+        """The dtype a tensor of a node is written in; by its own where the result has none of that name."""
+        return self.dtypes.get(tensor) or node.table[tensor].cast(self.cast).dtype
+
+    def position(self, node: Node, tensor: str) -> Position | None:
+        """The layer of a tensor in its own node's stack: a model cut out of another has its own first and last."""
+        held = self._positions.get(id(node.table))
+        if held is None:
+            held = self._positions[id(node.table)] = node.table, positions(node.table)
+        return held[1].get(tensor)
+
+    def number(self, coefficient: Coefficient, node: Node, tensor: str) -> Fraction:
+        """A coefficient at one tensor of a node. MismatchError where a schedule does not reach."""
+        if not coefficient.scheduled:
+            return coefficient.constant
         try:
-            value = coefficient.at(tensor, self.positions.get(tensor))
+            value = coefficient.at(tensor, self.position(node, tensor))
         except UnknownLayer:
             raise unknown_layer(tensor) from None
         if value is None:
@@ -101,9 +124,9 @@ class Graph:
             )
         return value
 
-    def setting(self, setting: Setting, tensor: str, *, head_first: bool) -> Scalar | None:
-        """A setting at one tensor; None when no rule fits. Lists are interpolated once a layer."""
-        position = self.positions.get(tensor)
+    def setting(self, setting: Setting, node: Node, tensor: str, *, head_first: bool) -> Scalar | None:
+        """A setting at one tensor of a node; None when no rule fits. Lists are interpolated once a layer."""
+        position = self.position(node, tensor)
         place = (id(setting), position, head_first) if isinstance(setting, Layers) and position is not None else None
         if place in self._values:
             return self._values[place]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from surgeon.anatomy.stacks import positions
 from surgeon.planning.graph import Graph
 from surgeon.planning.nodes import Delta
 from surgeon.planning.resolve import Resolver
@@ -31,11 +30,12 @@ def adapter_terms(difference: Expr, base: Model) -> Mapping[str, tuple[Term, ...
     if not nodes or len(nodes) < len(parts):
         return {}
     table = nodes[0][0].table
-    graph = Graph(positions(table))
+    graph = Graph()
     found: dict[str, tuple[Term, ...]] = {}
     for name in table:
         updates = [(update, c) for node, c in nodes if isinstance(node, Delta) for update in node.updates.get(name, ())]
         if all(isinstance(update, LowRank) and update.magnitude is None for update, _ in updates):
-            terms = (Term(float(graph.number(c, name)), update) for update, c in updates if isinstance(update, LowRank))
+            numbers = [(float(graph.number(c, nodes[0][0], name)), update) for update, c in updates]
+            terms = (Term(number, update) for number, update in numbers if isinstance(update, LowRank))
             found[name] = tuple(term for term in terms if term.coefficient)
     return found

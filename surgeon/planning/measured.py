@@ -15,7 +15,7 @@ from surgeon.anatomy.family import Role
 from surgeon.artifacts.per_tensor import PerTensor, Place
 from surgeon.errors import MismatchError, Origin, RefusedError, nearest
 from surgeon.planning.prepare import rebuilt
-from surgeon.planning.side_files import config_of
+from surgeon.planning.resolve import Resolver
 from surgeon.planning.sources import Sources
 from surgeon.space.expr import ONE, DataFit, Expr, Member, Merge, MergeSettings, Model, combination, settings, walk
 from surgeon.space.method import MergeMethod
@@ -159,14 +159,15 @@ def _named(merge: Merge, use: Use, file: str) -> Merge:
 
 
 def opened(
-    merge: Merge, method: MergeMethod[...], sources: Sources, table: Mapping[str, TensorSpec]
+    merge: Merge, resolver: Resolver, table: Mapping[str, TensorSpec]
 ) -> dict[str, tuple[PerTensor | None, ...]]:
     """The artifacts of a merge by argument, headers only; stand-ins for what is still to be measured."""
-    found: dict[str, tuple[PerTensor | None, ...]] = {parameter.argument: () for parameter in method.per_tensor}
+    per_tensor = merge_method_named(merge.method).per_tensor
+    found: dict[str, tuple[PerTensor | None, ...]] = {parameter.argument: () for parameter in per_tensor}
     for use in uses(merge):
-        wanted = measuring(merge, use, sources)
+        wanted = measuring(merge, use, resolver.sources)
         if wanted is not None:
-            artifact: PerTensor | None = _stand_in(use.parameter.type, wanted, table, sources)
+            artifact: PerTensor | None = _stand_in(use.parameter.type, wanted, table, resolver)
         else:
             artifact = use.parameter.type.load(Path(str(use.value)).expanduser()) if use.value else None
         found[use.parameter.argument] += (artifact,)
@@ -203,9 +204,11 @@ def check_measured(expr: Expr, sources: Sources) -> None:
             )
 
 
-def _stand_in(kind: type[PerTensor], wanted: Measuring, table: Mapping[str, TensorSpec], sources: Sources) -> PerTensor:
+def _stand_in(
+    kind: type[PerTensor], wanted: Measuring, table: Mapping[str, TensorSpec], resolver: Resolver
+) -> PerTensor:
     """An artifact with the entries that measuring will give, by the family's table."""
-    anatomy = describe(config_of(wanted.model, sources), table, str(wanted.model))
+    anatomy = describe(resolver.on(None)(wanted.model).config, table, str(wanted.model))
     entries = {name: place for name in table if (place := _entry(kind, anatomy, table, name)) is not None}
     nowhere = Path(f"{wanted.name} (to be measured)")
     stored = {name: Stored(nowhere, number, spec) for number, (name, (_, spec)) in enumerate(entries.items())}

@@ -37,6 +37,11 @@ class Point:
     table: Table
 
     @property
+    def config(self) -> Mapping[str, Any]:
+        """Its config.json."""
+        return self.source.config
+
+    @property
     def mass(self) -> Coefficient:
         """One."""
         return ONE
@@ -59,6 +64,11 @@ class Delta:
     def table(self) -> Table:
         """The base's: a difference has the shape of what it stands on."""
         return self.base.table
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The base's."""
+        return self.base.config
 
     @property
     def mass(self) -> Coefficient:
@@ -110,12 +120,17 @@ class Sum:
     differences: tuple[tuple[Node, Coefficient], ...]
     mass: Coefficient
 
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """That of its first point; of differences alone, their base's."""
+        return (self.points or self.differences)[0][0].config
+
     def lower(self, tensor: str, graph: Graph) -> Key | None:
         """One `combine` step of the terms that matter here; the anchor itself when it alone is left."""
         if not self.table[tensor].is_float:
             return self._unchanged(tensor, graph)
         anchor = graph.key(self.points[0][0], tensor) if self.points else None
-        mass = graph.number(self.mass, tensor)
+        mass = graph.number(self.mass, self, tensor)
         points = self._terms(self.points[1:], tensor, graph)
         differences = self._terms(self.differences, tensor, graph)
         if not points and not differences:
@@ -133,7 +148,7 @@ class Sum:
     def _terms(
         self, terms: tuple[tuple[Node, Coefficient], ...], tensor: str, graph: Graph
     ) -> list[tuple[Key, Fraction]]:
-        weighed = [(node, graph.number(coefficient, tensor)) for node, coefficient in terms]
+        weighed = [(node, graph.number(coefficient, self, tensor)) for node, coefficient in terms]
         keyed = [(graph.key(node, tensor), coefficient) for node, coefficient in weighed if coefficient]
         return [(key, coefficient) for key, coefficient in keyed if key is not None]
 
@@ -162,6 +177,11 @@ class Mix:
     def table(self) -> Table:
         """The base's, else the first member's."""
         return (self.base or self.members[0][0]).table
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The base's, else the first member's."""
+        return (self.base or self.members[0][0]).config
 
     @property
     def mass(self) -> Coefficient:
@@ -225,7 +245,7 @@ class Mix:
         for level in (own, self.settings):
             for name, setting in level:
                 if name == parameter.name and not isinstance(setting, DataFit):
-                    value = graph.setting(setting, tensor, head_first=self.semantics == "mergekit")
+                    value = graph.setting(setting, self, tensor, head_first=self.semantics == "mergekit")
                     if value is not None:
                         return graph.plain(value, parameter)
         if parameter.required:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-from surgeon.errors import Fault, Origin, RecipeError
+from surgeon.errors import Fault, RecipeError
+from surgeon.planning.resolve import Node, Resolver
 from surgeon.space.expr import Combination, DataFit, Edit, Expr, Merge, walk
 from surgeon.space.schedule import patterns
 from surgeon.space.select import matches
 
 
-def check_patterns(expr: Expr, table: Mapping[str, Any]) -> None:
-    """RecipeError listing every targets pattern that fits no tensor of the table."""
-    faults = []
-    for origin, pattern in dict.fromkeys(_patterns(expr)):
+def check_patterns(expr: Expr, root: Node, resolver: Resolver) -> None:
+    """RecipeError listing every targets pattern that fits no tensor of the step it stands in."""
+    faults, tables = [], {known: node.table for (known, _), node in resolver.done.items()}
+    for node, pattern in dict.fromkeys(_patterns(expr)):
+        table, origin = tables.get(node, root.table), node.origin
         if not any(matches(pattern, name) for name in table):
             hint = f"tensors are called {', '.join(list(table)[:3])}, …; `surgeon show` lists them"
             faults.append(Fault(f"the pattern {pattern!r} fits no tensor", origin, hint))
@@ -22,7 +23,7 @@ def check_patterns(expr: Expr, table: Mapping[str, Any]) -> None:
         raise RecipeError(faults)
 
 
-def _patterns(expr: Expr) -> Iterator[tuple[Origin | None, str]]:
+def _patterns(expr: Expr) -> Iterator[tuple[Expr, str]]:
     for node in walk(expr):
         if isinstance(node, Combination):
             schedules = [schedule for _, coefficient in node.terms for schedule, _ in coefficient.scheduled]
@@ -33,4 +34,4 @@ def _patterns(expr: Expr) -> Iterator[tuple[Origin | None, str]]:
             schedules = [value for _, value in node.settings]
         else:
             continue
-        yield from ((node.origin, pattern) for schedule in schedules for pattern in patterns(schedule))
+        yield from ((node, pattern) for schedule in schedules for pattern in patterns(schedule))

@@ -8,17 +8,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from surgeon.anatomy.stacks import positions
 from surgeon.artifacts.per_tensor import PerTensor
 from surgeon.errors import MismatchError, RefusedError
 from surgeon.planning.editing import check_models
+from surgeon.planning.edits import Reshaped
 from surgeon.planning.graph import Graph
 from surgeon.planning.kinds import Kinds
 from surgeon.planning.measured import Measuring, artifacts, check_measured, measurings, spelled
 from surgeon.planning.options import Options
 from surgeon.planning.patterns import check_patterns
 from surgeon.planning.prepare import fits, untied
-from surgeon.planning.promises import changed_gains, promise_of, stands, undone
+from surgeon.planning.promises import changed_gains, promise_of, standing, undone
 from surgeon.planning.resolve import Node, Resolver, check_mass
 from surgeon.planning.side_files import config_changes, files_model
 from surgeon.planning.sources import Sources, open_sources
@@ -110,13 +110,14 @@ def _build(recipe: Recipe, options: Options) -> Plan:
 
     files_from = recipe.output.files_from
     sources = open_sources(recipe.expr, *([files_from] if files_from is not None else []))
-    recipe = replace(recipe, expr=spelled(untied(recipe.expr, sources)))
-    root = Resolver(sources)(recipe.expr)
+    resolver = Resolver(sources)
+    recipe = replace(recipe, expr=spelled(untied(recipe.expr, resolver)))
+    root = resolver(recipe.expr)
     check_mass(root, wanted=(1,), origin=recipe.expr.origin)
     giver = files_model(recipe, sources)
-    graph = Graph(positions(root.table), _dtypes(root, giver, recipe.output))
+    graph = Graph(_dtypes(root, giver, recipe.output), recipe.output.dtype)
     kinds = Kinds(graph.steps)
-    check_patterns(recipe.expr, root.table)
+    check_patterns(recipe.expr, root, resolver)
     if not options.any_model:
         check_models(recipe.expr, sources)
         check_measured(recipe.expr, sources)
@@ -144,11 +145,12 @@ def _build(recipe: Recipe, options: Options) -> Plan:
         workers,
         peak,
         (
-            *_warnings(targets, sources, recipe.output.dtype),
+            *_notes(resolver),
+            *_warnings(targets, sources, recipe.output.dtype, giver),
             *undone(graph.steps, (target.key for target in targets)),
             *changed_gains(graph, root, targets),
         ),
-        config_changes(recipe.expr, sources),
+        config_changes(root, recipe.expr, sources),
         (*fits(recipe.expr), *measurings(recipe.expr, sources)),
         artifacts(recipe.expr),
     )
@@ -158,7 +160,8 @@ def _dtypes(root: Node, giver: Checkpoint, output: Output) -> dict[str, str]:
     """The dtype each tensor is written in: the output's, else that of the model that gives the side files."""
     found = {}
     for name, spec in root.table.items():
-        kept = giver.tensors[name].spec.dtype if name in giver.tensors else spec.dtype
+        given = output.files_from is not None and name in giver.tensors
+        kept = giver.tensors[name].spec.dtype if given else spec.dtype
         found[name] = TensorSpec(kept if spec.is_float else spec.dtype, spec.shape).cast(output.dtype).dtype
     return found
 
@@ -180,8 +183,7 @@ def _target(root: Node, name: str, graph: Graph, kinds: Kinds, output: Output, g
         empty = next(s.stored for s in graph.steps.below(key) if s.stored is not None and not s.spec.count)
         return Target(name, spec, key, "copy", "empty", empty)
     promise = promise_of(graph.steps, key)
-    if promise is not None and not stands(promise, graph, root):
-        promise = None
+    promise = promise and standing(promise, name, graph, root)
     if promise is not None and output.rounding == "compensated" and spec.dtype in ("BF16", "F16"):
         layout = "@last" if promise.axis == -1 else ""
         inputs = Input(key), Input(promise.frame, whole=True)
@@ -220,9 +222,18 @@ def _refuse_quantised(targets: tuple[Target, ...], kinds: Kinds, sources: Source
             )
 
 
-def _warnings(targets: tuple[Target, ...], sources: Sources, dtype: str | None) -> tuple[str, ...]:
+def _notes(resolver: Resolver) -> tuple[str, ...]:
+    """What reshapes on the way say, each once."""
+    return tuple(
+        dict.fromkeys(note for node in resolver.done.values() if isinstance(node, Reshaped) for note in node.notes)
+    )
+
+
+def _warnings(targets: tuple[Target, ...], sources: Sources, dtype: str | None, giver: Checkpoint) -> tuple[str, ...]:
     found = []
-    if sources and all(target.action == "copy" for target in targets):
+    if sources and all(
+        target.action == "copy" and target.stored == giver.tensors.get(target.name) for target in targets
+    ):
         found.append("nothing changes: every tensor is a copy")
     kept = [target for target in targets if dtype and target.spec.dtype.startswith(("F8", "F6", "F4"))]
     if kept:

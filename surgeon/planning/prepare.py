@@ -13,8 +13,7 @@ from surgeon.anatomy.describe import describe
 from surgeon.anatomy.family import families
 from surgeon.artifacts.direction import OWN, OWN_MID, Direction, bank
 from surgeon.errors import MismatchError, nearest
-from surgeon.planning.side_files import config_of
-from surgeon.planning.sources import Sources
+from surgeon.planning.resolve import Resolver
 from surgeon.space.coefficient import Coefficient
 from surgeon.space.expr import (
     Combination,
@@ -27,10 +26,10 @@ from surgeon.space.expr import (
     Merge,
     MergeSettings,
     Model,
+    Part,
     Reshape,
     walk,
 )
-from surgeon.store.adapter import Adapter
 
 
 def rebuilt(expr: Expr, made: dict[Expr, Expr]) -> Expr:
@@ -51,7 +50,7 @@ def rebuilt(expr: Expr, made: dict[Expr, Expr]) -> Expr:
         )
         return replace(expr, of=made[expr.of], directions=uses)
     if isinstance(expr, Reshape):
-        return replace(expr, of=made[expr.of])
+        return replace(expr, parts=tuple(replace(part, of=made[part.of]) for part in expr.parts))
     if isinstance(expr, Model) and expr.base_model is not None:
         return replace(expr, base_model=made[expr.base_model])
     return expr
@@ -65,21 +64,23 @@ def _settings(given: MergeSettings, made: dict[Expr, Expr]) -> MergeSettings:
     )
 
 
-def untied(expr: Expr, sources: Sources) -> Expr:
+def untied(expr: Expr, resolver: Resolver) -> Expr:
     """The expression with `untie` in front of every edit that reaches a tied embedding and asks for it."""
     made: dict[Expr, Expr] = {}
     for node in walk(expr):
         again = rebuilt(node, made)
-        if isinstance(again, Edit) and _reaches_tied(again, sources):
-            again = replace(again, of=Reshape("untie", again.of, origin=again.origin))
+        if isinstance(again, Edit) and _reaches_tied(again, resolver):
+            again = replace(again, of=Reshape("untie", (Part(again.of),), origin=again.origin))
         made[node] = again
     return made[expr]
 
 
-def _reaches_tied(edit: Edit, sources: Sources) -> bool:
-    config = config_of(edit.of, sources)
+def _reaches_tied(edit: Edit, resolver: Resolver) -> bool:
+    if edit.tied != "untie" or edit.layers is not None:
+        return False
+    config = resolver.on(None)(edit.of).config
     family = families().get(str(config.get("model_type", "")))
-    if family is None or edit.tied != "untie" or edit.layers is not None:
+    if family is None:
         return False
     return bool(config.get("tie_word_embeddings", family.tied)) and (not edit.writers or "embed" in edit.writers)
 
@@ -107,12 +108,12 @@ def with_directions(expr: Expr, fitted: dict[Fit, DirectionRef]) -> Expr:
     return made[expr]
 
 
-def stand_in(fit: Fit, sources: Sources) -> Direction:
+def stand_in(fit: Fit, resolver: Resolver) -> Direction:
     """A direction of the shape a fit will give, for planning."""
-    if isinstance(fit.model, Model) and isinstance(sources[fit.model], Adapter):
+    if resolver.is_adapter(fit.model):
         hint = f"measure on a step: combine: base + 1*{fit.model}"
         raise MismatchError(f"{fit.model} is an adapter; a direction is measured on a model", hint=hint)
-    config = config_of(fit.model, sources)
+    config = resolver.on(None)(fit.model).config
     family = families().get(str(config.get("model_type", "")))
     if family is None:
         describe(config, {}, str(fit.model))

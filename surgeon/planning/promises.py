@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from surgeon.artifacts.direction import Direction
@@ -52,16 +52,26 @@ def promise_of(steps: Steps, key: Key) -> Promise | None:
     )
 
 
-def stands(promise: Promise, graph: Graph, root: Node) -> bool:
-    """Whether the gains that were folded into Q are those the result has."""
-    frame = graph.steps[promise.frame]
-    return all(graph.key(root, need.key.tensor) == need.key for need in frame.inputs)
+def standing(promise: Promise, tensor: str, graph: Graph, root: Node) -> Promise | None:
+    """The promise of a tensor of the result, its gains called as they are there; None where the result has others."""
+    needed = [need.key for need in graph.steps[promise.frame].inputs]
+    if not needed:
+        return promise
+    gains = [_called(key, tensor, graph, root) for key in needed]
+    return None if None in gains else replace(promise, gains=tuple(gain for gain in gains if gain))
+
+
+def _called(key: Key, tensor: str, graph: Graph, root: Node) -> str | None:
+    """What a value is called in the tensor's layer of the result, where layers may have been renumbered."""
+    layer = graph.position(root, tensor)
+    names = (name for name in graph.names(root).get(key, ()) if graph.position(root, name) == layer)
+    return next(names, None)
 
 
 def changed_gains(graph: Graph, root: Node, targets: Iterable[Target]) -> tuple[str, ...]:
     """A sentence where the gain of an output norm changes after an edit that removed something behind it."""
-    found = [promise_of(graph.steps, target.key) for target in targets if target.promise is None]
-    count = sum(promise is not None and not stands(promise, graph, root) for promise in found)
+    found = [(target.name, promise_of(graph.steps, target.key)) for target in targets if target.promise is None]
+    count = sum(promise is not None and not standing(promise, name, graph, root) for name, promise in found)
     if not count:
         return ()
     return (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from surgeon.anatomy.family import families
 from surgeon.errors import MismatchError, Origin, RefusedError, SurgeonError
@@ -40,6 +40,11 @@ class Node(Protocol):
     @property
     def table(self) -> Table:
         """Its tensors: name → dtype and shape."""
+        ...
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Its config.json; empty where its files have none."""
         ...
 
     @property
@@ -139,7 +144,7 @@ def _merge(expr: Merge, resolver: Resolver) -> Node:
     base = resolver.on(None)(expr.base_model) if expr.base_model is not None else None
     members = tuple((resolver.on(base)(member.of), member.settings) for member in expr.members)
     _check_merge(expr, method, base, members)
-    measured = opened(expr, method, resolver.sources, (base or members[0][0]).table)
+    measured = opened(expr, resolver, (base or members[0][0]).table)
     return Mix(str(expr), method, base, members, expr.settings, expr.semantics, measured, expr.origin)
 
 
@@ -147,14 +152,14 @@ def _merge(expr: Merge, resolver: Resolver) -> Node:
 def _edit(expr: Edit, resolver: Resolver) -> Node:
     from surgeon.planning.editing import edited
 
-    return edited(expr, resolver.on(None)(expr.of), resolver.sources)
+    return edited(expr, resolver)
 
 
 @resolve.register
 def _reshape(expr: Reshape, resolver: Resolver) -> Node:
     from surgeon.planning.editing import reshaped
 
-    return reshaped(expr, resolver.on(None)(expr.of), resolver.sources)
+    return reshaped(expr, resolver)
 
 
 def _check_merge(

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from surgeon.errors import MismatchError
+from surgeon.planning.resolve import Node
 from surgeon.planning.sources import Sources
 from surgeon.space.expr import Edit, Expr, Merge, Model, Reshape, children
 from surgeon.space.output import Recipe
-from surgeon.space.registry import reshape_named
 from surgeon.store.checkpoint import Checkpoint
 
 
@@ -17,7 +17,7 @@ def files_model(recipe: Recipe, sources: Sources) -> Checkpoint:
     """The checkpoint whose config, tokenizer, dtypes and shard map the result has.
 
     A merge takes its base model's (without one, the first model's), a combination those of the first model named in it,
-    an edit and a reshape their operand's.
+    an edit its operand's, a reshape those of its first part.
     """
     chosen = recipe.output.files_from if recipe.output.files_from is not None else recipe.expr
     found = _first(chosen, sources)
@@ -26,21 +26,11 @@ def files_model(recipe: Recipe, sources: Sources) -> Checkpoint:
     return found
 
 
-def config_of(expr: Expr, sources: Sources) -> Mapping[str, Any]:
-    """The config an expression's result has."""
+def config_changes(root: Node, expr: Expr, sources: Sources) -> Mapping[str, Any]:
+    """What reshapes on the way change in the config that the result would have without them, by key."""
     source = _first(expr, sources)
-    return {**(source.config if source is not None else {}), **config_changes(expr, sources)}
-
-
-def config_changes(expr: Expr, sources: Sources) -> Mapping[str, Any]:
-    """What reshapes on the way change in the config, by key."""
-    if isinstance(expr, Reshape):
-        return {
-            **config_changes(expr.of, sources),
-            **reshape_named(expr.reshape).config(config_of(expr.of, sources)),
-        }
-    inner = next((child for child in _giving(expr) if _first(child, sources) is not None), None)
-    return {} if inner is None else config_changes(inner, sources)
+    before = source.config if source is not None else {}
+    return {key: value for key, value in root.config.items() if key not in before or before[key] != value}
 
 
 def _first(expr: Expr, sources: Sources) -> Checkpoint | None:
@@ -54,6 +44,8 @@ def _giving(expr: Expr) -> tuple[Expr, ...]:
     """The expressions whose files may be taken, in order."""
     if isinstance(expr, Merge) and expr.base_model is not None:
         return (expr.base_model,)
-    if isinstance(expr, Edit | Reshape):
+    if isinstance(expr, Edit):
         return (expr.of,)
+    if isinstance(expr, Reshape):
+        return (expr.parts[0].of,)
     return () if isinstance(expr, Model) else children(expr)

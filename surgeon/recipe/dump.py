@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.errors import RefusedError
-from surgeon.recipe.dump_parts import direction_data, edit_data, setting_data, settings_data
+from surgeon.recipe.dump_parts import direction_data, edit_data, reshape_data, setting_data, settings_data
 from surgeon.recipe.names import identifier, is_path, probed_reference, unique
 from surgeon.recipe.yaml_write import write_yaml
 from surgeon.space.coefficient import decimal
@@ -77,7 +77,7 @@ class _Writer:
         elif isinstance(expr, Edit):
             step, wanted = dict(edit_data(expr, self.names[expr.of], self._directions(expr))), expr.name or "edited"
         elif isinstance(expr, Reshape):
-            step, wanted = {"reshape": expr.reshape, "of": self.names[expr.of]}, expr.name or "reshaped"
+            step, wanted = dict(reshape_data(expr, self.names)), expr.name or "reshaped"
         elif isinstance(expr, Combination):
             step, wanted = self._combination(expr), "combined"
         else:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.errors import RefusedError
-from surgeon.space.expr import DataFit, DirectionRef, Edit, Expr, Fit, MergeSettings
+from surgeon.space.expr import DataFit, DirectionRef, Edit, Expr, Fit, MergeSettings, Part, Reshape
 from surgeon.space.fitter import SETS
+from surgeon.space.registry import reshape_named
 from surgeon.space.schedule import Layers, Rules, Setting
 
 
@@ -51,6 +52,27 @@ def edit_data(edit: Edit, of: str, directions: Sequence[str]) -> Iterator[tuple[
         yield "tied", edit.tied
     if edit.allow_partial:
         yield "allow_partial", True
+
+
+def reshape_data(reshape: Reshape, names: Mapping[Expr, str]) -> Iterator[tuple[str, Any]]:
+    """The keys of a step, its parts under those keys that the reshape declares."""
+    yield "reshape", reshape.reshape
+    operands, (first, *further) = reshape_named(reshape.reshape).operands, reshape.parts
+    if "parts" in operands:
+        yield "parts", [dict(_part(part, names)) for part in reshape.parts]
+    else:
+        yield "of", names[first.of]
+        if further:
+            yield "with", [names[part.of] for part in further]
+    yield from settings_data(reshape.settings).items()
+
+
+def _part(part: Part, names: Mapping[Expr, str]) -> Iterator[tuple[str, str]]:
+    yield "of", names[part.of]
+    if part.layers is not None:
+        yield "layers", f"{part.layers[0]}..{part.layers[1]}"
+    if part.targets is not None:
+        yield "targets", part.targets
 
 
 def direction_data(use: DirectionRef, names: Mapping[Expr, str]) -> str | dict[str, Any]:

@@ -1,11 +1,11 @@
-"""Steps that edit or reshape one model: the names they use, and the expression they mean."""
+"""Steps that edit or reshape: the names they use, and the expression they mean."""
 
 from __future__ import annotations
 
 from surgeon.recipe.document import Faults, Node
 from surgeon.recipe.entries import Entry, Kind, Use, used
-from surgeon.space.expr import Edit, Reshape
-from surgeon.space.registry import edits
+from surgeon.space.expr import Edit, Part, Reshape
+from surgeon.space.registry import edits, reshapes
 
 
 def edit_uses(node: Node) -> tuple[Use, ...] | None:
@@ -39,16 +39,24 @@ def build_edit(entry: Entry, faults: Faults) -> Edit | None:
 
 
 def reshape_uses(node: Node) -> tuple[Use, ...] | None:
-    """What is reshaped."""
-    return used(node, "of") or None
+    """What is reshaped: ``of``, the models ``with`` it, or the models of ``parts``."""
+    parts = node.get("parts")
+    taken = [use for part in parts.items for use in used(part, "of")] if parts else []
+    return (*used(node, "of"), *(Use(name, item.at) for name, item in node.named("with")), *taken) or None
 
 
 def build_reshape(entry: Entry, faults: Faults) -> Reshape | None:
-    """A registered reshape of a model or step."""
+    """A registered reshape of models or steps; all that can be wrong with one is wrong in its shape."""
     read = entry.read
     if read is None:
         return None
-    return Reshape(read.reshape, entry.known[read.of], name=entry.name, origin=entry.node.start)
+    reshaping = reshapes()[read.reshape]
+    if "parts" in reshaping.operands:
+        parts = tuple(Part(entry.known[part.of], part.layers, part.targets) for part in read.parts)
+    else:
+        parts = tuple(Part(entry.known[name]) for name in (read.of, *(getattr(read, "with_", None) or ())))
+    given = entry.settings(reshaping.parameters, read, entry.node)
+    return Reshape(read.reshape, parts, given, name=entry.name, origin=entry.node.start)
 
 
 EDIT = Kind(edit_uses, build_edit)

@@ -14,7 +14,7 @@ from surgeon.recipe.graph import Definition, read_graph
 from surgeon.recipe.mergekit import translate
 from surgeon.recipe.overrides import apply_overrides
 from surgeon.recipe.shape import read_shape
-from surgeon.recipe.yaml_text import LARGEST, read_yaml
+from surgeon.recipe.yaml_text import LARGEST, read_documents
 from surgeon.space.expr import DirectionRef, Expr, Model
 from surgeon.space.output import Output, Recipe
 
@@ -40,15 +40,19 @@ def load(path: Path | str, overrides: Mapping[str, str] | None = None) -> Loaded
 
 def parse(text: str, *, file: str, folder: Path, overrides: Mapping[str, str] | None = None) -> LoadedRecipe:
     """The recipe a text spells; `file` is how errors call it, `folder` what relative paths start from."""
-    root = read_yaml(text, file)
-    if not isinstance(root.value, Mapping):
-        hint = "it starts with surgeon: 1, or is mergekit's YAML with a merge_method"
-        raise RecipeError([Fault(f"a recipe is a mapping, not {kind(root)}", root.at, hint)])
-    faults = Faults()
+    documents = read_documents(text, file)
+    for root in documents:
+        if not isinstance(root.value, Mapping):
+            hint = "it starts with surgeon: 1, or is mergekit's YAML with a merge_method"
+            raise RecipeError([Fault(f"a recipe is a mapping, not {kind(root)}", root.at, hint)])
+    faults, notes = Faults(), list[str]()
+    *before, root = documents
     root = apply_overrides(root, overrides or {}, faults)
-    notes: list[str] = []
-    if "merge_method" in root.mapping:
-        root = translate(root, faults, notes)
+    if all("merge_method" in each.mapping for each in (*before, root)):
+        root = translate((*before, root), faults, notes)
+    elif before:
+        faults.add("a recipe is one YAML document; a second one starts here", documents[1])
+        faults.check()
     return LoadedRecipe(_build(root, folder, faults), tuple(notes))
 
 

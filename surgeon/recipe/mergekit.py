@@ -1,62 +1,101 @@
-"""mergekit's YAML → a native recipe's tree, each node where it was written, its step with `semantics: mergekit`."""
+"""mergekit's YAML → a native recipe's tree, each node where it was written, its steps with `semantics: mergekit`."""
 
 from __future__ import annotations
 
+import graphlib
+from collections.abc import Sequence
+
 from surgeon.errors import nearest
 from surgeon.recipe.document import Faults, Node, kind
+from surgeon.recipe.mergekit_modules import of_modules
 from surgeon.recipe.mergekit_references import References
-from surgeon.recipe.mergekit_settings import Parameters
+from surgeon.recipe.mergekit_slices import Scope, of_models, of_slices
+from surgeon.recipe.names import identifier
 from surgeon.space.method import MergeMethod
 from surgeon.space.registry import merge_methods
 from surgeon.tensors import FLOATS
 
 STEP = "merged"
 _LATER = {
-    "slices": "slices (layers taken from several models) are",
-    "modules": "modules (parts of multimodal models) are",
     "tokenizer": "tokenizer surgery is",
     "chat_template": "setting a chat template is",
 }
+_FORMS = {"models": of_models, "slices": of_slices, "modules": of_modules}
 _KEYS = {
-    "merge_method", "models", "parameters", "base_model", "dtype", "out_dtype", "tokenizer_source", "name", *_LATER,
+    "merge_method", *_FORMS, "parameters", "base_model", "dtype", "out_dtype", "tokenizer_source", "name", *_LATER,
 }  # fmt: skip
 
-Members = dict[str, Node]
 
+def translate(documents: Sequence[Node], faults: Faults, notes: list[str]) -> Node:
+    """The native tree; what is not done is noted as a fault by name, what has no effect as a note.
 
-def translate(root: Node, faults: Faults, notes: list[str]) -> Node:
-    """The native tree; what is not done yet is noted as a fault by name, what has no effect as a note."""
-    _check_keys(root, faults, notes)
-    where, base_node = root.mapping["merge_method"], root.get("base_model")
-    method = _method(where, faults)
+    Of several documents (mergekit-multi), those with a `name` may be named as models by others.
+    """
     references = References(faults, notes)
-    members = _members(root, references, faults)
-    base = references.name(base_node) if base_node else None
-    output = _output(root, faults, notes)
-    if method is None or "models" not in root.mapping:
+    output: dict[str, Node] = {}
+    for root in _ordered(documents, faults):
+        name = root.mapping["name"].text if root.get("name") and len(documents) > 1 else ""
+        output = _output(root, faults, notes)
+        made = _merged(root, references, output, faults, notes, identifier(name) if name else STEP)
+        references.documents[name] = made
+    if not references.steps:
         faults.check()
-    assert method is not None
-    parameters = Parameters(method, root, faults, notes)
-    step = {"merge": where, "semantics": where.with_value("mergekit"), **parameters.of_step()}
-    if method.needs_base or (method.takes_base and base_node):
-        if base_node is None:
-            faults.add(f"{method.name} needs base_model", where)
-        step["base_model"] = (base_node or where).with_value(base or "m0")
-        if (entry := members.pop(base or "", None)) and entry.get("parameters"):
-            notes.append(f"parameters of the base model have no effect with {method.name}")
-    elif base and base_node:
-        output["files_from"] = base_node.with_value(base)
-        if base not in members:
-            notes.append(f"base_model: mergekit's {method.name} has none; it is one more model, as mergekit has it")
-            members[base] = base_node.with_value({})
-    step["models"] = where.with_value({name: parameters.of_model(name, entry) for name, entry in members.items()})
+    first = documents[0]
     tree = {
-        "surgeon": Node(1, root.at),
-        "models": Node(references.models, root.at),
-        "steps": Node({**references.steps, STEP: where.with_value(step)}, root.at),
-        "output": Node(output, root.at),
+        "surgeon": Node(1, first.at),
+        "models": Node(references.models, first.at),
+        "steps": Node(references.steps, first.at),
+        "output": Node(output, first.at),
     }
-    return Node(tree, root.at)
+    return Node(tree, first.at)
+
+
+def _merged(
+    root: Node, references: References, output: dict[str, Node], faults: Faults, notes: list[str], name: str
+) -> str:
+    """The name of the step that is a document's result."""
+    _check_keys(root, faults, notes)
+    where, base = root.mapping["merge_method"], root.get("base_model")
+    form = next((form for form in _FORMS if root.get(form)), None)
+    method = _method(where, faults)
+    if form is None or method is None:
+        faults.check()
+    assert form is not None and method is not None
+    scope = Scope(where, method, base, (root.get("parameters"),), references, faults, notes)
+    made = _FORMS[form](root, scope, name)
+    if base and not method.takes_base and (of := references.name(base)):
+        output["files_from"] = base.with_value(of)
+    return made
+
+
+def _ordered(documents: Sequence[Node], faults: Faults) -> list[Node]:
+    """The documents, each behind those it names as models; the result last."""
+    if len(documents) == 1:
+        return list(documents)
+    named = {node.text: root for root in documents if (node := root.get("name")) and node.text}
+    unnamed = [root for root in documents if not root.get("name")]
+    for root in unnamed[1:]:
+        faults.add("only one document goes without a name: the one that is the result", root)
+    uses = {name: _texts(root) & named.keys() - {name} for name, root in named.items()}
+    try:
+        order = [named[name] for name in graphlib.TopologicalSorter(uses).static_order()]
+    except graphlib.CycleError as error:
+        faults.add(f"documents name each other in a circle: {', '.join(error.args[1])}", documents[0])
+        faults.check()
+        raise
+    used = set[str]().union(*uses.values(), *(_texts(root) for root in unnamed))
+    results = unnamed[:1] or [root for name, root in named.items() if name not in used]
+    for name in sorted(named.keys() - used) if unnamed else ():
+        faults.add(f"document {name!r} is used by no other, and a recipe has one result", named[name].mapping["name"])
+    for root in results[1:]:
+        faults.add("several documents are used by no other, and a recipe has one result", root.mapping["name"])
+    return [root for root in order if root not in results[:1]] + results[:1]
+
+
+def _texts(node: Node) -> set[str]:
+    """Every text in a tree, but for the names of documents."""
+    inner = [child for key, child in node.mapping.items() if key != "name"]
+    return {node.text}.union(*(_texts(child) for child in (*inner, *node.items)))
 
 
 def _check_keys(root: Node, faults: Faults, notes: list[str]) -> None:
@@ -64,10 +103,10 @@ def _check_keys(root: Node, faults: Faults, notes: list[str]) -> None:
     for key, what in _LATER.items():
         if node := root.get(key):
             faults.add(f"{what} not done by this version", node.start)
-    if "models" not in root.mapping and not any(root.get(key) for key in ("slices", "modules")):
-        faults.add("'models' is missing", root)
-    if root.get("name"):
-        notes.append("name: only mergekit-multi uses it; ignored")
+    forms = [form for form in _FORMS if root.get(form)]
+    if len(forms) != 1:
+        found = f"there are {' and '.join(forms)}" if forms else "'models' is missing"
+        faults.add(f"{found}: a merge has one of {', '.join(_FORMS)}", root)
     source = root.get("tokenizer_source")
     if source and source.text == "base":
         notes.append("tokenizer_source: base: the base model's tokenizer files are kept as they are")
@@ -80,24 +119,6 @@ def _method(node: Node, faults: Faults) -> MergeMethod | None:
     if node.text not in methods:
         faults.add(f"there is no merge method {kind(node)}", node, nearest(node.text, methods))
     return methods.get(node.text)
-
-
-def _members(root: Node, references: References, faults: Faults) -> Members:
-    """The entries of the models listed, by their native names."""
-    models = root.get("models")
-    if models and not models.items:
-        faults.add(f"models is a list of {{model: …, parameters: …}}, not {kind(models)}", models.start)
-    found: Members = {}
-    for entry in models.items if models else ():
-        faults.unknown_keys(entry, ("model", "parameters"), "a model's entry")
-        model = entry.get("model")
-        if model is None:
-            faults.add("an entry of models is {model: …, parameters: …}; this has no model", entry)
-        elif (name := references.name(model)) in found:
-            faults.add(f"{references.spelled(model)} is listed twice", model)
-        elif name is not None:
-            found[name] = entry
-    return found
 
 
 def _output(root: Node, faults: Faults, notes: list[str]) -> dict[str, Node]:

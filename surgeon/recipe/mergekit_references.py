@@ -7,14 +7,18 @@ from surgeon.recipe.names import exists, unique
 
 
 class References:
-    """Gives every checkpoint met a name: m0, m1 …; an adapter m0_lora; a model with its adapter a step."""
+    """Gives every checkpoint met a name: m0, m1 …; an adapter m0_lora; a model with its adapter a step.
+
+    `documents` are the steps that other documents of the file may name as models.
+    """
 
     def __init__(self, faults: Faults, notes: list[str]) -> None:
         self.faults, self.notes = faults, notes
         self.models: dict[str, Node] = {}
         self.steps: dict[str, Node] = {}
+        self.documents: dict[str, str] = {}
         self._names: dict[str, str] = {}
-        self._taken = {"merged"}
+        self._taken: set[str] = set()
 
     def name(self, node: Node) -> str | None:
         """The name of what a reference means; None with a fault noted where it means nothing."""
@@ -30,11 +34,20 @@ class References:
             self.steps[self._names[whole]] = Node({"combine": combine}, node.at, node.at)
         return self._names[whole] if lora else name
 
+    def step(self, name: str, node: Node, *, again: bool = True) -> str:
+        """Add a step, called this or so; with `again` false, one that is there already under this name is meant."""
+        if again or name not in self.steps:
+            name = unique(name, self._taken)
+            self.steps[name] = node if node.key else Node(node.value, node.at, node.at)
+        return name
+
     def spelled(self, node: Node) -> str:
         """The reference as one text."""
         return "+".join(part for part in self._split(node) if part)
 
     def _model(self, ref: str, node: Node, name: str) -> str:
+        if ref in self.documents:
+            return self.documents[ref]
         if ref not in self._names:
             self._names[ref] = unique(name, self._taken)
             self.models[self._names[ref]] = Node(ref, node.at, node.at, from_user=True)

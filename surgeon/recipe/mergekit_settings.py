@@ -1,15 +1,15 @@
-"""mergekit's parameters: filters, gradients, and the precedence model → global, as native settings."""
+"""mergekit's parameters: filters, gradients, and the precedence source → slice → module → global, as settings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from surgeon.errors import nearest
 from surgeon.recipe.document import Faults, Node, kind
+from surgeon.recipe.mergekit_filters import targets
 from surgeon.recipe.scalars import resolve
 from surgeon.space.method import MergeMethod
 from surgeon.space.parameters import Parameter
-from surgeon.space.select import containing
 
 #: Every parameter mergekit 0.1.5 knows, for any method.
 KNOWN = frozenset({
@@ -21,39 +21,55 @@ _FLAGS = {"yes": True, "on": True, "no": False, "off": False, 1: True, 0: False}
 
 
 class Parameters:
-    """The settings that a mergekit recipe gives a method: of the step, and of each model."""
+    """The settings that a mergekit recipe gives a method: of the step, and of each model.
 
-    def __init__(self, method: MergeMethod, root: Node, faults: Faults, notes: list[str]) -> None:
+    `levels` are the parameters that all models share, the nearest first.
+    """
+
+    def __init__(
+        self,
+        method: MergeMethod,
+        where: Node,
+        levels: Sequence[Node | None],
+        faults: Faults,
+        notes: list[str],
+    ) -> None:
         self.method, self.faults, self.notes = method, faults, notes
-        self.where = root.mapping["merge_method"]
-        self.shared = root.get("parameters")
+        self.where, self.levels = where, levels
         other = {name for name, (_, differs) in method.mergekit.items() if not (differs and name in KNOWN)}
         other |= {"seed"}  # an option of mergekit's command line
         self.used = [parameter for name, parameter in method.parameters.items() if name not in other]
 
-    def of_step(self) -> dict[str, Node]:
+    def of_step(self, layers: range | None = None) -> dict[str, Node]:
         """The settings all models share, with those that give mergekit's semantics; each difference is noted."""
-        self._note_ignored(self.shared, "")
-        found = self._given([self.shared], self.where, per_model=False)
+        for level in self.levels:
+            self._note_ignored(level, "")
+        found = self._given(self.levels, self.where, layers, per_model=False)
         theirs = {name: told for name, told in self.method.mergekit.items() if told[1] and name not in found}
-        self.notes += [f"mergekit's {self.method.name}: {differs}" for _, differs in theirs.values()]
+        told = [f"mergekit's {self.method.name}: {differs}" for _, differs in theirs.values()]
+        self.notes += [note for note in told if note not in self.notes]
         return found | {name: self.where.with_value(value) for name, (value, _) in theirs.items() if name}
 
-    def of_model(self, model: str, entry: Node) -> Node:
-        """The settings of one model: its own first, then the global ones; its weight must be given."""
+    def of_model(self, model: str, entry: Node, layers: range | None = None) -> Node:
+        """The settings of one model: its own first, then the shared ones; its weight must be given.
+
+        Filters see a tensor by its name in the model; `layers` are those that are taken of it.
+        """
         own = entry.get("parameters")
         self._note_ignored(own, model)
-        return entry.with_value(self._given([own, self.shared], entry, per_model=True))
+        return entry.with_value(self._given([own, *self.levels], entry, layers, per_model=True))
 
-    def _given(self, levels: list[Node | None], where: Node, *, per_model: bool) -> dict[str, Node]:
+    def _given(
+        self, levels: Sequence[Node | None], where: Node, layers: range | None, *, per_model: bool
+    ) -> dict[str, Node]:
         found: dict[str, Node] = {}
         for parameter in self.used:
             name = parameter.name
             given = [node for level in levels if level and (node := level.get(name))]
             if parameter.per_model != per_model:
                 continue
-            if given:
-                found[name] = self._setting(given, parameter)
+            if given and (setting := self._setting(given, parameter, layers)):
+                found[name] = setting
             elif name == "weight" or parameter.required:
                 each = " for every model" if per_model else ""
                 hint = f"parameters: {{{name}: 1.0}}"
@@ -74,18 +90,20 @@ class Parameters:
             elif name not in used:
                 self.faults.add(f"unknown parameter {name!r}", node.start, nearest(name, {*used, *KNOWN}))
 
-    def _setting(self, levels: list[Node], parameter: Parameter) -> Node:
-        """The rules of all levels in order, up to the first that fits every tensor."""
+    def _setting(self, levels: list[Node], parameter: Parameter, layers: range | None) -> Node | None:
+        """The rules of all levels in order, up to the first that fits every tensor; None where none fits any."""
         rules: list[Node] = []
         for pattern, value in (rule for level in levels for rule in self._rules(level)):
             value = _cast(value, parameter)
             if pattern is None and not rules:
                 return Node(value.value, value.at, levels[0].key)
-            targets = {} if pattern is None else {"targets": value.with_value(containing(pattern))}
-            rules.append(Node({"value": value, **targets}, value.at))
-            if pattern is None:
+            fitting = None if pattern is None else targets(pattern, layers)
+            if fitting is not None:
+                rules.append(Node({"value": value, "targets": value.with_value(fitting)}, value.at))
+            elif pattern is None:
+                rules.append(Node({"value": value}, value.at))
                 break
-        return levels[0].with_value(tuple(rules))
+        return levels[0].with_value(tuple(rules)) if rules else None
 
     def _rules(self, node: Node) -> Iterator[tuple[str | None, Node]]:
         """A parameter's values in order: filter (None: always) and value."""

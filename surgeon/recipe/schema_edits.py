@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Annotated, Any, Literal
 
@@ -10,7 +11,7 @@ from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema, crea
 from surgeon.anatomy.family import Part
 from surgeon.errors import RefusedError, nearest
 from surgeon.recipe.document import kind
-from surgeon.recipe.setting_types import Strict, Wrong, class_name, path, setting_field, single_type
+from surgeon.recipe.setting_types import Strict, Wrong, class_name, path, pattern, setting_field, single_type
 from surgeon.space.fitter import SETS
 from surgeon.space.registry import edits, fitters, reshapes
 
@@ -89,12 +90,10 @@ _AT = Annotated[
     WithJsonSchema({"anyOf": [{"enum": ["own", "own.mid", "embed"]}, {"type": "string", "pattern": f"^{_BLOCK}$"}]}),
 ]
 _WORDS = {"enum": _WRITERS}
+_RANGE = Annotated[Any, PlainValidator(_layers), WithJsonSchema({"type": "string", "pattern": r"^[0-9]+\.\.[0-9]+$"})]
 #: What every edit can be told: keys of its step that are no settings of its own.
 _SCOPE: dict[str, Any] = {
-    "layers": (
-        Annotated[Any, PlainValidator(_layers), WithJsonSchema({"type": "string", "pattern": r"^[0-9]+\.\.[0-9]+$"})],
-        Field(None, description="Blocks to edit, half-open: 8..24 is blocks 8 to 23."),
-    ),
+    "layers": (_RANGE, Field(None, description="Blocks to edit, half-open: 8..24 is blocks 8 to 23.")),
     "writers": (
         Annotated[
             Any,
@@ -112,6 +111,30 @@ _SCOPE: dict[str, Any] = {
     "allow_partial": (
         bool | None,
         Field(None, description="Edit the known writers where the model has tensors that may be others."),
+    ),
+}
+
+
+class PartEntry(Strict):
+    """One part of a reshape of several models."""
+
+    of: str = Field(description="A model or step.")
+    layers: _RANGE = Field(
+        None, description="The blocks taken of it, half-open: 8..24 is blocks 8 to 23; all where it is left out."
+    )
+    targets: Annotated[str, AfterValidator(pattern)] | None = Field(
+        None, description="A pattern over tensor names: the tensors taken of it; all where it is left out."
+    )
+
+
+#: The keys of a reshape's step that name what it is made of: the field's name, its type, what it says.
+_OPERANDS: dict[str, tuple[str, Any, Any]] = {
+    "of": ("of", str, Field(description="The model or step that is reshaped.")),
+    "with": ("with_", list[str] | None, Field(None, alias="with", description="Further models or steps it draws on.")),
+    "parts": (
+        "parts",
+        list[PartEntry],
+        Field(min_length=1, description="Models or steps it is made of, in order."),
     ),
 }
 
@@ -161,9 +184,10 @@ def edit_step(name: str) -> type[Strict]:
 
 def reshape_step(name: str) -> type[Strict]:
     """The model of a step with this reshape."""
-    fields: dict[str, Any] = {
-        "reshape": (Literal[name], ...),
-        "of": (str, Field(description="The model or step that is reshaped.")),
-    }
+    reshaping = reshapes()[name]
+    fields: dict[str, Any] = {"reshape": (Literal[name], ...)}
+    fields |= {_OPERANDS[key][0]: _OPERANDS[key][1:] for key in reshaping.operands}
+    for parameter in reshaping.parameters.values():
+        fields[parameter.name] = setting_field(parameter, single_type(parameter))
     word = class_name(name)
-    return create_model(f"{word}Reshape", __base__=Strict, __doc__=type(reshapes()[name]).__doc__, **fields)
+    return create_model(f"{word}Reshape", __base__=Strict, __doc__=inspect.getdoc(reshaping), **fields)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from surgeon.errors import nearest
 from surgeon.recipe.document import Faults, Key, Node, kind, plain
 from surgeon.recipe.schema import CombineStep, ModelEntry, OutputSection, merge_step, recipe_model
-from surgeon.recipe.schema_edits import FileEntry, edit_step, fit_entry, reshape_step
+from surgeon.recipe.schema_edits import FileEntry, PartEntry, edit_step, fit_entry, reshape_step
 from surgeon.recipe.setting_types import RULE, Strict, Wrong
 from surgeon.space.registry import edits, fitters, merge_methods, reshapes
 
@@ -93,7 +93,7 @@ def _unknown_key(root: Node, node: Node, path: tuple[Key, ...], faults: Faults) 
     known: Iterable[str] = recipe_model().model_fields
     hint = ""
     if place and place[-1].isdecimal():
-        known = RULE
+        known = PartEntry.model_fields if place[-2] == "parts" else RULE
     elif place and place[0] in _SECTIONS:
         known = _SECTIONS[place[0]].model_fields
     elif place and place[0] == "directions":
@@ -117,7 +117,7 @@ def _step_keys(step: Node, key: str, *, inside: bool) -> tuple[Iterable[str], st
         hint = f"{edit.text} works along no direction" if key == "directions" else ""
         return edit_step(edit.text).model_fields, hint
     if reshape := step.get("reshape"):
-        return reshape_step(reshape.text).model_fields, ""
+        return [name.rstrip("_") for name in reshape_step(reshape.text).model_fields], ""
     return CombineStep.model_fields, ""
 
 

@@ -1,4 +1,4 @@
-"""YAML text → nodes with places. A safe subset: no tags, anchors, aliases, merge keys, directives, second documents."""
+"""YAML text → nodes with places. A safe subset: no tags, anchors, aliases, merge keys, directives."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ LARGEST, DEEPEST = 1_000_000, 24
 """Bounds on a recipe: characters, and nesting."""
 
 
-def read_yaml(text: str, file: str) -> Node:
-    """The tree of one YAML document. RecipeError at the first thing that is not plain data."""
-    return _Reader(text, lambda line, column: Origin(file, line + 1, column + 1)).document()
+def read_documents(text: str, file: str) -> tuple[Node, ...]:
+    """The trees of all YAML documents, at least one. RecipeError at the first thing that is not plain data."""
+    return _Reader(text, lambda line, column: Origin(file, line + 1, column + 1)).documents()
 
 
 def read_value(text: str, origin: Origin) -> Node:
     """The tree of a value typed outside a file: all of it stands at `origin`."""
-    return _Reader(text, lambda line, column: origin).document()
+    first, *others = _Reader(text, lambda line, column: origin).documents()
+    if others:
+        raise RecipeError([Fault("a value is one YAML document", origin)])
+    return first
 
 
 class _Reader:
@@ -35,22 +38,17 @@ class _Reader:
             raise RecipeError([Fault(f"a recipe has at most {LARGEST} characters; this has {len(text)}", place(0, 0))])
         self.events = self._checked(text)
 
-    def document(self) -> Node:
-        """The one document's tree; null where the text holds none."""
+    def documents(self) -> tuple[Node, ...]:
+        """The documents' trees; one that is null where the text holds none."""
         roots = [self._node(event, None, 0) for event in self.events if isinstance(event, events.NodeEvent)]
-        return roots[0] if roots else Node(None, self.place(0, 0))
+        return tuple(roots) or (Node(None, self.place(0, 0)),)
 
     def _checked(self, text: str) -> Iterator[events.Event]:
         """The events, refused at the first that is not plain data."""
-        documents = 0
         try:
             for event in YAML(typ="safe", pure=True).parse(text):
-                if isinstance(event, events.DocumentStartEvent):
-                    documents += 1
-                    if documents > 1:
-                        self._refuse("a recipe is one YAML document; a second one starts here", event)
-                    if event.version or event.tags:
-                        self._refuse("YAML directives are not read", event)
+                if isinstance(event, events.DocumentStartEvent) and (event.version or event.tags):
+                    self._refuse("YAML directives are not read", event)
                 if isinstance(event, events.AliasEvent) or getattr(event, "anchor", None):
                     self._refuse("anchors and aliases are not read; write the value out", event)
                 if tag := getattr(event, "tag", None):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from surgeon.anatomy.describe import Anatomy
-from surgeon.space.reshape import Reshaping, Table
+from surgeon.space.reshape import Drawn, Operand, Reshaping
 
 
 class Untie(Reshaping):
@@ -14,14 +13,13 @@ class Untie(Reshaping):
 
     name = "untie"
 
-    def table(self, table: Table, anatomy: Anatomy) -> Table:
-        """The operand's tensors and the head, of the embedding's shape and dtype."""
-        return {**table, anatomy.unembed: table[anatomy.embed]}
+    def tensors(self, operands: Sequence[Operand], settings: Mapping[str, Any]) -> Mapping[str, Drawn]:
+        """The operand's tensors, and the head with the embedding's bytes."""
+        (model,) = operands
+        anatomy = model.anatomy
+        kept = {name: Drawn(spec, ((0, name),)) for name, spec in model.table.items()}
+        return {**kept, anatomy.unembed: kept[anatomy.embed]}
 
-    def source(self, tensor: str, anatomy: Anatomy) -> str:
-        """The embedding for the head, itself for the others."""
-        return anatomy.embed if tensor == anatomy.unembed else tensor
-
-    def config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    def config(self, operands: Sequence[Operand], settings: Mapping[str, Any]) -> Mapping[str, Any]:
         """The keys that change."""
         return {"tie_word_embeddings": False}

@@ -10,9 +10,10 @@ from typing import Any, Literal
 from surgeon.artifacts.direction import Direction
 from surgeon.errors import Fault, RecipeError, nearest
 from surgeon.space.api import setting_of
-from surgeon.space.expr import DirectionRef, Edit, Expr, Fit, Reshape, settings
+from surgeon.space.expr import DirectionRef, Edit, Expr, Fit, Part, Reshape, settings
 from surgeon.space.registry import edit_named, reshape_named
 
+Operands = Expr | tuple[Expr, tuple[int, int] | str]
 Directions = str | Path | Direction | Fit | DirectionRef
 
 
@@ -57,10 +58,39 @@ def edit(
     return Edit(method, of, uses, settings(chosen), layers, kept, tied, allow_partial, name)
 
 
-def reshape(method: str, of: Expr, *, name: str = "") -> Reshape:
-    """Reshape a model: ``untie`` gives a tied model a head of its own."""
-    reshape_named(method)
-    return Reshape(method, of, name=name)
+def reshape(method: str, *parts: Operands, name: str = "", **given: Any) -> Reshape:
+    """Reshape a model, or several into one: ``untie`` gives a tied model a head of its own.
+
+    A part is a model, or a pair of a model and what is taken of it: the blocks (first, end), or a pattern over tensor
+    names. RecipeError lists what is wrong.
+    """
+    found = reshape_named(method)
+    faults: list[Fault] = []
+    chosen = {}
+    for argument, value in given.items():
+        parameter = found.parameters.get(argument.rstrip("_"))
+        if parameter is None:
+            faults.append(Fault(f"{method} has no setting {argument!r}", hint=nearest(argument, found.parameters)))
+        else:
+            chosen[parameter.name] = setting_of(parameter, value, faults)
+    taken = [_part(one, faults) for one in parts]
+    if found.operands == ("of",) and len(taken) != 1:
+        faults.append(Fault(f"{method} takes one model; {len(taken)} given"))
+    elif not taken:
+        faults.append(Fault(f"{method} takes models; none is given"))
+    if faults:
+        raise RecipeError(faults)
+    return Reshape(method, tuple(taken), settings(chosen), name)
+
+
+def _part(given: Operands, faults: list[Fault]) -> Part:
+    of, which = given if isinstance(given, tuple) else (given, None)
+    layers, targets = (None, which) if isinstance(which, str) else (which, None)
+    if not isinstance(of, Expr):
+        faults.append(Fault(f"{of!r} is no model", hint=f"write surgeon.open({str(of)!r})"))
+    if layers is not None and not _is_range(layers):
+        faults.append(Fault(f"{layers!r} is no range of layers", hint="give a pair, (first, end), the end left out"))
+    return Part(of, layers, targets)
 
 
 def _is_range(layers: object) -> bool:

@@ -203,11 +203,27 @@ class Edit(Expr):
 
 
 @dataclass(frozen=True)
+class Part:
+    """One operand of a reshape; `layers` takes blocks [first, end) of it alone, `targets` tensors by a pattern."""
+
+    of: Expr
+    layers: tuple[int, int] | None = None
+    targets: str | None = None
+
+    def __str__(self) -> str:
+        which = f"{self.layers[0]}..{self.layers[1]}" if self.layers else self.targets
+        return f"{self.of}[{which}]" if which else str(self.of)
+
+
+@dataclass(frozen=True)
 class Reshape(Expr):
-    """A registered reshape: another table of tensors, with the config change it implies."""
+    """A registered reshape: another table of tensors, made of one model or several, with the config change it implies.
+
+    The side files are the first part's.
+    """
 
     reshape: str
-    of: Expr
+    parts: tuple[Part, ...]
     settings: Settings = ()
     name: str = field(default="", compare=False)
     origin: Origin | None = field(default=None, compare=False)
@@ -215,7 +231,7 @@ class Reshape(Expr):
     __hash__ = Expr.__hash__
 
     def __str__(self) -> str:
-        return self.name or f"{self.reshape}({self.of})"
+        return self.name or f"{self.reshape}({', '.join(map(str, self.parts))})"
 
 
 def combination(terms: Iterable[tuple[Expr, Coefficient]], origin: Origin | None = None) -> Expr:
@@ -262,7 +278,7 @@ def children(expr: Expr) -> tuple[Expr, ...]:
         fits = (use.source.model for use in expr.directions if isinstance(use.source, Fit))
         return (expr.of, *fits)
     if isinstance(expr, Reshape):
-        return (expr.of,)
+        return tuple(part.of for part in expr.parts)
     return ()
 
 

@@ -160,7 +160,7 @@ class Signature:
 #: Keys of a recipe's steps, models and directions, which no setting may be called.
 RESERVED = frozenset(
     "merge base_model models semantics model schedules of edit reshape directions layers writers tied allow_partial "
-    "fit positive negative at file".split()
+    "fit positive negative at file with parts".split()
 )
 
 

@@ -3,28 +3,78 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
-from surgeon.anatomy.describe import Anatomy
+from surgeon.anatomy.describe import Anatomy, describe
+from surgeon.errors import MismatchError, Origin
+from surgeon.space.parameters import Parameter
 from surgeon.tensors import TensorSpec
 
 Table = Mapping[str, TensorSpec]
 
 
+@dataclass(frozen=True)
+class Operand:
+    """One part as a reshape sees it: its config.json, the blocks [first, end) or targets asked for, its tensors."""
+
+    label: str
+    config: Mapping[str, Any]
+    layers: tuple[int, int] | None = None
+    table: Table = field(default_factory=dict)
+    targets: str | None = None
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """What its tensors are. MismatchError for a family without a table, and where weights are packed."""
+        refuse_quantised(self.config, self.label)
+        return describe(self.config, self.table, self.label)
+
+
+def refuse_quantised(config: Mapping[str, Any], label: str, origin: Origin | None = None) -> None:
+    """MismatchError for a model whose tensors no table of a family names."""
+    if config.get("quantization_config"):
+        raise MismatchError(
+            f"{label} is quantised (its config.json has quantization_config), and its weights are packed",
+            origin=origin,
+            hint="use the model in bf16 or fp32: quantised weights are not edited",
+        )
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One tensor of the result: what it is made from, (number of the part, tensor), and the kernel that makes it.
+
+    Without a kernel it holds the one tensor named; a kernel gets whole tensors, of any shapes, and these settings.
+    """
+
+    spec: TensorSpec
+    inputs: tuple[tuple[int, str], ...]
+    kernel: str = ""
+    settings: tuple[tuple[str, Any], ...] = ()
+
+
 class Reshaping(ABC):
-    """One reshape; subclasses in `surgeon.reshapes` are found by `name`."""
+    """One reshape; subclasses in `surgeon.reshapes` are found by `name`.
+
+    `operands` are the recipe's keys that name its parts, in the order they are given to it: ``of`` (one), ``with`` (a
+    list of further ones) or ``parts`` (a list of ``{of, layers, targets}``). `parameters` are its settings, one value
+    each.
+    """
 
     name: ClassVar[str]
+    operands: ClassVar[tuple[Literal["of", "with", "parts"], ...]] = ("of",)
+    parameters: ClassVar[Mapping[str, Parameter]] = {}
 
     @abstractmethod
-    def table(self, table: Table, anatomy: Anatomy) -> Table:
-        """The tensors of the result."""
+    def tensors(self, operands: Sequence[Operand], settings: Mapping[str, Any]) -> Mapping[str, Drawn]:
+        """The tensors of the result, in order."""
+
+    def notes(self, operands: Sequence[Operand], settings: Mapping[str, Any]) -> Sequence[str]:
+        """What `plan` should warn of."""
+        return ()
 
     @abstractmethod
-    def source(self, tensor: str, anatomy: Anatomy) -> str:
-        """Which tensor of the operand a tensor of the result holds."""
-
-    @abstractmethod
-    def config(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The keys of config.json that change, with their new values."""
+    def config(self, operands: Sequence[Operand], settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The keys of the first part's config.json that change, with their new values."""

@@ -34,8 +34,15 @@ class Layers:
     name: str = field(default="", compare=False)
 
     def at(self, position: Position, *, head_first: bool = False) -> Scalar:
-        """The value at a position; `head_first` is mergekit's habit of giving the head the first value."""
-        index, last = (0, 1) if head_first and position.place == "after" else position.fraction
+        """The value at a position.
+
+        `head_first` is mergekit's habit: the head takes the first value, a layer that is the only one the last.
+        """
+        index, last = position.fraction
+        if head_first and position.place == "after":
+            index = 0
+        elif head_first and position.place == "layer" and position.count == 1:
+            index = last
         place = Fraction(index, last) * (len(self.values) - 1)
         below = self.values[int(place)]
         above = self.values[min(int(place) + 1, len(self.values) - 1)]

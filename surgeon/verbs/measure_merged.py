@@ -78,7 +78,6 @@ def _solver(merge: Merge, parties: Sequence[Party], chosen: Sequence[int], base:
     """
     import torch
 
-    from surgeon.anatomy.stacks import positions
     from surgeon.engine.memory_sink import tensors_of
     from surgeon.planning.graph import Graph
     from surgeon.planning.nodes import Mix
@@ -86,7 +85,7 @@ def _solver(merge: Merge, parties: Sequence[Party], chosen: Sequence[int], base:
 
     node = Resolver(plan.sources)(merge)
     assert isinstance(node, Mix)
-    graph, count = Graph(positions(node.table)), len(merge.members)
+    graph, count = Graph(), len(merge.members)
     axes = _axes(node)
 
     def solve(name: str, grams: Sequence[Tensor | None]) -> Tensor:

@@ -27,6 +27,14 @@ _TITLES = {
 }
 
 
+#: The keys of a reshape's step that name what it is made of.
+_OPERANDS = {
+    ("of",): "of: NAME",
+    ("of", "with"): "of: NAME, with: [NAME, …]",
+    ("parts",): "parts: [{of: NAME, layers: 0..16, targets: PATTERN}, …]",
+}
+
+
 @dataclass(frozen=True)
 class Methods:
     """What is registered: section (methods, edits, reshapes, fitters) → name → what it declares.
@@ -56,7 +64,7 @@ def list_methods(name: str | None = None) -> Methods:
     sections = {
         "methods": _described(merge_methods(), _merge_facts),
         "edits": _described(edits(), _edit_facts),
-        "reshapes": _described(reshapes(), lambda reshape: {}),
+        "reshapes": _described(reshapes(), lambda reshape: {"operands": list(reshape.operands)}),
         "fitters": _described(fitters(), _fitter_facts),
     }
     if name is None:
@@ -156,7 +164,7 @@ def _edit_lines(name: str, one: Mapping[str, Any]) -> list[str]:
 
 
 def _reshape_lines(name: str, one: Mapping[str, Any]) -> list[str]:
-    return [f"recipe: reshape: {name}"]
+    return [f"recipe: reshape: {name}", f"made of: {_OPERANDS[tuple(one['operands'])]}"]
 
 
 def _fitter_lines(name: str, one: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ import surgeon
 from surgeon_cli.main import app
 
 VERBS = ["apply", "plan", "verify", "find", "measure", "diff", "show", "import", "methods", "recipes", "schema"]
-VERBS += ["doctor"]
+VERBS += ["convert", "doctor", "export"]
 
 
 def ask(*arguments):

@@ -9,7 +9,7 @@ import torch
 from surgeon.artifacts.direction import direction
 from surgeon.errors import Origin, RefusedError
 from surgeon.recipe import dump_recipe, parse
-from surgeon.space.expr import DirectionRef, Edit, Fit, Member, Merge, Model, Reshape, settings, walk
+from surgeon.space.expr import DirectionRef, Edit, Fit, Member, Merge, Model, Part, Reshape, settings, walk
 from surgeon.space.output import Output
 from surgeon.space.schedule import Layers
 
@@ -107,7 +107,7 @@ def test_the_keys_of_an_edit(read, entry, key, value):
 
 def test_a_reshape(read):
     text = "surgeon: 1\nmodels: {a: o/a}\nsteps: {r: {reshape: untie, of: a}}"
-    assert read(text).recipe.expr == Reshape("untie", Model("o/a"))
+    assert read(text).recipe.expr == Reshape("untie", (Part(Model("o/a")),))
 
 
 def test_two_edits_use_one_direction_and_one_is_measured_on_the_other(read):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from surgeon.errors import SurgeonError
 from surgeon.recipe import dump_recipe, parse
 from surgeon.recipe.document import plain
-from surgeon.recipe.yaml_text import read_yaml
+from surgeon.recipe.yaml_text import read_documents
 from surgeon.space import expr as space
 from surgeon.space.coefficient import Coefficient, ScheduleProduct
 from surgeon.space.output import Output, Recipe
@@ -151,7 +151,17 @@ def edits_of(inner):
 
 
 def reshaped(inner):
-    return st.builds(space.Reshape, st.sampled_from(sorted(reshapes())), inner, st.just(()), names)
+    def one(reshaping):
+        layers = st.one_of(st.none(), st.tuples(st.integers(0, 9), st.integers(10, 99)))
+        several = "parts" in reshaping.operands
+        patterns = st.one_of(st.none(), targets.filter(bool))
+        part = st.builds(space.Part, inner, layers if several else st.none(), patterns if several else st.none())
+        parts = st.lists(part, min_size=1, max_size=1 if reshaping.operands == ("of",) else 3).map(tuple)
+        options = {name: scalars(p) for name, p in reshaping.parameters.items() if p.required}
+        chosen = st.fixed_dictionaries(options).map(space.settings)
+        return st.builds(space.Reshape, st.just(reshaping.name), parts, chosen, names)
+
+    return st.sampled_from(list(reshapes().values())).flatmap(one)
 
 
 leaves = st.builds(space.Model, refs, st.none(), st.just(False), names)
@@ -271,7 +281,7 @@ def test_mutations_of_valid_recipes_are_refused_properly(texts, data):
 @given(st.data())
 def test_anything_in_any_place_is_refused_properly(texts, data):
     """A valid recipe with one of its parts replaced by other data."""
-    tree = plain(read_yaml(data.draw(st.sampled_from([MERGEKIT, *texts])), "r"))
+    tree = plain(read_documents(data.draw(st.sampled_from([MERGEKIT, *texts])), "r")[0])
     here, place = {"": tree}, ""
     while isinstance(here[place], dict | list) and here[place] and data.draw(st.booleans()):
         here = here[place]

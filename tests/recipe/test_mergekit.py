@@ -115,6 +115,16 @@ def test_paths_are_relative_to_the_working_directory_and_win_if_they_exist(read,
 LINEAR = (
     "merge_method: linear\nmodels:\n- {model: o/a, parameters: {weight: 1}}\n- {model: o/b, parameters: {weight: 1}}\n"
 )
+SLICES = """merge_method: linear
+parameters: {weight: 0.5}
+dtype: float32
+slices:
+- sources:
+  - {model: o/a, layer_range: [0, 2]}
+  - {model: o/b, layer_range: [1, 3]}
+- sources:
+  - {model: o/c, layer_range: [2, 4], parameters: {weight: [0, 1]}}
+"""
 TIES = LINEAR.replace("linear", "ties") + "base_model: o/c\n"
 
 
@@ -123,7 +133,6 @@ TIES = LINEAR.replace("linear", "ties") + "base_model: o/c\n"
     [
         (LINEAR + "parameters: {density: 0.5}", "density has no effect with mergekit's linear"),
         (LINEAR + "parameters: {t: 0.5, embed_slerp: true}", "embed_slerp has no effect"),
-        (LINEAR + "name: x", "mergekit-multi"),
         (LINEAR + "base_model: o/a\ntokenizer_source: base", "tokenizer files are kept"),
         (LINEAR + "dtype: float16", "float32 is rounded once"),
         (TIES.replace("weight: 1", "weight: 1, lambda: 2"), "lambda of m0 has no effect"),
@@ -254,9 +263,22 @@ def test_what_changes_nothing_is_no_note(read):
 @pytest.mark.parametrize(
     ("text", "line", "message"),
     [
-        (LINEAR + "slices: []", 5, "slices (layers taken from several models) are not done"),
-        ("merge_method: linear\nslices: []", 2, "slices"),
-        ("merge_method: linear\nmodules: {}", 2, "modules"),
+        (LINEAR + "slices: []", 1, "there are models and slices: a merge has one of"),
+        ("merge_method: linear\nslices: []", 2, "slices is a list of"),
+        ("merge_method: linear\nmodules: {}", 2, "modules is a mapping of"),
+        ("merge_method: linear\nmodules: {eyes: {models: []}}", 2, "there is no module 'eyes'"),
+        ("merge_method: linear\nmodules: {vision_tower: {modles: []}}", 2, "did you mean 'models'"),
+        (SLICES.replace("layer_range: [1, 3]", "layer_range: [1, 4]"), 5, "different numbers of layers: 2 and 3"),
+        (SLICES.replace("layer_range: [1, 3]", "layer_range: [3, 1]"), 7, "[3, 1] holds no layer"),
+        (SLICES.replace("layer_range: [1, 3]", "layer_range: 1..3"), 7, "two whole numbers, not '1..3'"),
+        (SLICES.replace(", layer_range: [1, 3]", ""), 7, "'layer_range' is missing"),
+        (SLICES.replace("layer_range: [1, 3]", "layer_rnage: [1, 3]"), 7, "did you mean 'layer_range'"),
+        (SLICES.replace("o/b", "o/a"), 7, "o/a is listed twice in one slice"),
+        (SLICES.replace("sources", "source"), 5, "did you mean 'sources'"),
+        (SLICES.replace("linear", "ties") + "base_model: o/c", 6, "base model o/c is not among the sources"),
+        (SLICES + "---\n" + SLICES + "---\n" + SLICES, 11, "only one document goes without a name"),
+        ("name: x\n" + SLICES + "---\n" + SLICES, 1, "document 'x' is used by no other"),
+        ("name: x\n" + SLICES.replace("o/a", "y") + "---\nname: y\n" + SLICES.replace("o/a", "x"), 1, "a circle"),
         (LINEAR + "tokenizer: {source: union}", 5, "tokenizer surgery is not done"),
         (LINEAR + "chat_template: auto", 5, "chat template is not done"),
         (LINEAR + "tokenizer_source: union", 5, "tokenizer_source: 'union' is not done"),
@@ -278,7 +300,7 @@ def test_what_changes_nothing_is_no_note(read):
         (LINEAR.replace("o/a", "{model: {path: o/a}, override_architecture: X}"), 3, "override_architecture"),
         (LINEAR.replace("model: o/a, ", ""), 3, "no model"),
         (LINEAR + "parameters: []", 5, "parameters is a mapping"),
-        ("merge_method: linear", 1, "'models' is missing"),
+        ("merge_method: linear", 1, "'models' is missing: a merge has one of models, slices, modules"),
         ("merge_method: linear\nmodels: {}", 2, "models is a list"),
         (TIES.replace("base_model: o/c\n", ""), 1, "ties needs base_model"),
         (TIES.replace("ties", "dare_ties") + "parameters: {seed: 1}", 6, "unknown parameter 'seed'"),
