@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,6 +23,10 @@ class TokenSource:
     part: int | None = None
     other: str | int | None = None
     force: bool = False
+
+    def at(self, part: int) -> TokenSource:
+        """The same, from the model of this number."""
+        return replace(self, part=part)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +82,8 @@ class Joining:
             return [(self.of, own)]
         if self.base is not None and (row := self.owners[self.base].row(token)) is not None:
             return [(self.base, row)]
-        rows = {owner.label: (number, owner.row(token)) for number, owner in enumerate(self.owners)}
-        return [(number, row) for number, row in rows.values() if row is not None]
+        rows = ((number, owner.row(token)) for number, owner in enumerate(self.owners))
+        return [(number, row) for number, row in rows if row is not None]
 
     def _row(self, source: TokenSource) -> int:
         assert source.part is not None

@@ -17,7 +17,7 @@ def extended(base: Tokenizer, others: Sequence[Tokenizer], ids: Mapping[str, int
 
     What another tokenizer finds in the text first (special tokens, say) is found first here too; its other tokens join
     the vocabulary, and for BPE the merges that lead to them come after the base's own: what the base's merges say of a
-    text stands. Tokens that nobody has are found in the text first.
+    text stands, but for words that are one of the new tokens. Tokens that nobody has are found in the text first.
     """
     data = deepcopy(dict(base.data))
     entries = _added(base, others, ids)
@@ -75,6 +75,7 @@ def _merge(model: dict[str, Any], others: Sequence[Tokenizer], new: set[str]) ->
         if pair not in seen and "".join(pair) in new and pair[0] in vocabulary and pair[1] in vocabulary:
             seen.add(pair)
             pairs.append(pair)
+    model["ignore_merges"] = True  # a word that is a token is that token, whichever merges come first
     texts = all(isinstance(pair, str) for pair in model["merges"]) and not any(" " in "".join(pair) for pair in pairs)
     model["merges"] = [" ".join(pair) if texts else list(pair) for pair in pairs]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from surgeon.errors import MismatchError, RefusedError
@@ -15,6 +16,7 @@ from surgeon.space.coefficient import Coefficient
 from surgeon.space.expr import ONE, DataFit, MergeSettings
 from surgeon.space.parameters import Each, Parameter
 from surgeon.space.schedule import Layers, Rules
+from surgeon.space.sides import Sides
 from surgeon.store.adapter import LowRank, Replacement
 
 if TYPE_CHECKING:
@@ -40,6 +42,11 @@ class Point:
     def config(self) -> Mapping[str, Any]:
         """Its config.json."""
         return self.source.config
+
+    @cached_property
+    def sides(self) -> Sides:
+        """What lies beside its weights."""
+        return replace(Sides.of(self.source), label=self.label)
 
     @property
     def mass(self) -> Coefficient:
@@ -69,6 +76,11 @@ class Delta:
     def config(self) -> Mapping[str, Any]:
         """The base's."""
         return self.base.config
+
+    @property
+    def sides(self) -> Sides:
+        """The base's."""
+        return self.base.sides
 
     @property
     def mass(self) -> Coefficient:
@@ -124,6 +136,11 @@ class Sum:
     def config(self) -> Mapping[str, Any]:
         """That of its first point; of differences alone, their base's."""
         return (self.points or self.differences)[0][0].config
+
+    @property
+    def sides(self) -> Sides:
+        """Those of its first point."""
+        return (self.points or self.differences)[0][0].sides
 
     def lower(self, tensor: str, graph: Graph) -> Key | None:
         """One `combine` step of the terms that matter here; the anchor itself when it alone is left."""
@@ -181,6 +198,11 @@ class Mix:
     def config(self) -> Mapping[str, Any]:
         """The base's, else the first member's."""
         return (self.base or self.members[0][0]).config
+
+    @property
+    def sides(self) -> Sides:
+        """The base's, else the first member's."""
+        return (self.base or self.members[0][0]).sides
 
     @property
     def mass(self) -> Coefficient:

@@ -18,6 +18,7 @@ from surgeon.space.coefficient import Coefficient
 from surgeon.space.expr import ONE, Combination, Edit, Expr, Merge, MergeSettings, Model, Reshape
 from surgeon.space.method import MergeMethod
 from surgeon.space.registry import merge_method_named
+from surgeon.space.sides import Sides
 from surgeon.store.adapter import Adapter
 from surgeon.store.checkpoint import Checkpoint
 from surgeon.tensors import TensorSpec
@@ -45,6 +46,11 @@ class Node(Protocol):
     @property
     def config(self) -> Mapping[str, Any]:
         """Its config.json; empty where its files have none."""
+        ...
+
+    @property
+    def sides(self) -> Sides:
+        """The files beside its weights."""
         ...
 
     @property
