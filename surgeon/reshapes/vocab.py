@@ -15,7 +15,7 @@ from surgeon.anatomy.tokenizer_files import extended
 from surgeon.anatomy.vocabulary import SPELLINGS, Tokenizer, belongs_to_tokenizer, union, vocabulary_tensors
 from surgeon.errors import MismatchError
 from surgeon.space.parameters import Parameter, Range
-from surgeon.space.parts import PartNumber, TokenSources
+from surgeon.space.parts import PartNumber, TokenSources, base_of
 from surgeon.space.reshape import Drawn, Operand, Reshaping, Rows, refuse_quantised
 from surgeon.space.sides import Content, json_bytes
 
@@ -83,7 +83,7 @@ class _Joined:
     def order(self) -> tuple[int, ...]:
         """The numbers of the models, each once; the base first."""
         numbers = [one.number for one in self.operands]
-        return tuple(dict.fromkeys(numbers[1:] if 0 in numbers[1:] else numbers))
+        return tuple(dict.fromkeys((base_of(numbers), *numbers[1:], 0)))
 
     @property
     def models(self) -> list[Operand]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from surgeon.anatomy.token_rows import TokenSource
+
+
+#: What a recipe may write for the first of the models, where none has this name.
+BASE = "base"
 
 
 @dataclass(frozen=True)
 class PartNumber:
     """A part, by the number of the first that is this model."""
+
+    spelled: ClassVar[str] = "a model"
 
     number: int
 
@@ -20,7 +26,18 @@ class PartNumber:
 class TokenSources:
     """Where the rows of single tokens come from, in the order of the tokens."""
 
+    spelled: ClassVar[str] = "sources by token"
+
     sources: tuple[TokenSource, ...]
+
+
+def base_of(parts: Sequence[int]) -> int:
+    """The number of the first of the models that are joined, by those of all parts: `of`, then `with`.
+
+    The order is that of `with` where `of` is in it too, else `of` comes first.
+    """
+    first, *further = parts
+    return further[0] if first in further else first
 
 
 def token_sources(tokens: Mapping[str, Mapping[str, Any]], number: Callable[[Any], int]) -> TokenSources:

@@ -95,7 +95,7 @@ def _declared(one: MergeMethod | EditMethod | Fitter | Reshaping) -> dict[str, A
 
 def _setting(parameter: Parameter) -> dict[str, Any]:
     return {
-        "type": parameter.type.__name__,
+        "type": getattr(parameter.type, "spelled", parameter.type.__name__),
         "per_model": parameter.per_model,
         "required": parameter.required,
         # `each(1.0)` is 1.0
