@@ -24,8 +24,8 @@ def with_special_ids(
 ) -> dict[str, Any]:
     """A config (or generation_config) whose ids are those of the model that gives the tokenizer.
 
-    An id that only this config tells is brought from its own vocabulary to the new one, by token; one whose token is not
-    there is left out.
+    An id that only this config tells is brought from its own vocabulary to the new one, by token; null where that has
+    no such token.
     """
     if ids is new:
         return dict(config)

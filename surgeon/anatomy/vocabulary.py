@@ -8,14 +8,15 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
+from surgeon.anatomy.family import families
 from surgeon.errors import MismatchError
 
-#: Tensors whose first axis is the vocabulary, beside what a family declares: the usual names, on any prefix.
+#: Tensors whose first axis is the vocabulary, beside what families declare: the usual names, behind any prefix.
 NAMES = (
-    "embed_tokens.weight", "lm_head.weight", "lm_head.bias", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight",
-    "gpt_neox.embed_in.weight", "embed_out.weight", "shared.weight", "proj_out.weight", "backbone.embeddings.weight",
-    "embed_tokens_per_layer.weight", "lm_head.decoder.weight", "lm_head.decoder.bias", "cls.predictions.bias",
-    "cls.predictions.decoder.weight", "cls.predictions.decoder.bias",
+    "embed_tokens.weight", "lm_head.weight", "lm_head.bias", "wte.weight", "word_embeddings.weight",
+    "tok_embeddings.weight", "gpt_neox.embed_in.weight", "embed_out.weight", "shared.weight", "proj_out.weight",
+    "backbone.embeddings.weight", "embed_tokens_per_layer.weight", "lm_head.decoder.weight", "lm_head.decoder.bias",
+    "cls.predictions.bias", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias",
 )  # fmt: skip
 
 #: A tokenizer's files, beside `tokenizer.json`; those in the second row spell the vocabulary once more.
@@ -36,7 +37,9 @@ def belongs_to_tokenizer(name: str) -> bool:
 
 def vocabulary_tensors(names: Iterable[str]) -> tuple[str, ...]:
     """Those of these tensors whose first axis is the vocabulary, by their declared names."""
-    return tuple(name for name in names if any(name == known or name.endswith(f".{known}") for known in NAMES))
+    declared = (name for family in families().values() for name in (family.embed, family.unembed))
+    known = {*NAMES, *(name.replace("{trunk}", "") for name in declared)}
+    return tuple(name for name in names if name in known or name.endswith(tuple(f".{one}" for one in known)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -155,7 +155,7 @@ class Reshaped:
         keys = [graph.key(self.inner[part], name) for part, name in drawn.inputs]
         inputs = tuple(Input(key, rows=rows) for key, rows in zip(keys, drawn.rows, strict=True) if key is not None)
         having = sum((rows.index >= 0).astype(np.int32) for rows in drawn.rows)
-        settings: dict[str, Any] = {"shares": None if (having == 1).all() else Rows(np.asarray(having))}
+        settings: dict[str, Any] = {"shares": None if np.all(having == 1) else Rows(np.asarray(having))}
         if not drawn.padding:
             return graph.add(self, tensor, "rows:gather", inputs, settings)
         count, shape = len(drawn.rows[0].index), self.table[tensor].shape

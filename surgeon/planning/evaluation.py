@@ -111,7 +111,7 @@ class Evaluator:
         return stack
 
     def _gather(self, key: Key, index: np.ndarray, start: int, stop: int, out: Tensor) -> None:
-        """Fill `out`, which is [start, stop) of a tensor whose rows are those of another value; runs are read at once."""
+        """Fill `out`, [start, stop) of a tensor whose rows are `index` of another value; runs are read at once."""
         shape = self.steps[key].spec.shape
         columns = math.prod(shape[1:])
         first = start // columns

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from surgeon.errors import MismatchError, RefusedError
@@ -37,16 +36,12 @@ class Point:
     label: str
     source: Checkpoint
     table: Table
+    sides: Sides
 
     @property
     def config(self) -> Mapping[str, Any]:
         """Its config.json."""
         return self.source.config
-
-    @cached_property
-    def sides(self) -> Sides:
-        """What lies beside its weights."""
-        return replace(Sides.of(self.source), label=self.label)
 
     @property
     def mass(self) -> Coefficient:

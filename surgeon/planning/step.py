@@ -10,8 +10,8 @@ from surgeon.store.header import Stored
 from surgeon.tensors import TensorSpec
 
 if TYPE_CHECKING:
-    from surgeon.space.reshape import Rows
     from surgeon.planning.promises import Promise
+    from surgeon.space.reshape import Rows
 
 
 class Key(NamedTuple):

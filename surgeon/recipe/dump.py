@@ -50,7 +50,7 @@ class _Writer:
         self.steps: dict[str, Any] = {}
         self.names: dict[Expr, str] = {}
         self._along: dict[DirectionRef, str] = {}
-        self._taken: set[str] = {"union", "base"}  # words for which a step of reshape: vocab could mean a model
+        self._taken: set[str] = {"union"}  # the word for all tokens in a step of reshape: vocab
 
     def define(self, root: Expr) -> None:
         """Write every part of an expression that is not written yet, parts before what is made of them."""

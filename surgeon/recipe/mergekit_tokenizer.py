@@ -28,10 +28,10 @@ def vocabulary_steps(
     where = tokenizer or source
     if where is None:
         return {}
-    order = list(dict.fromkeys([*([base] if base else []), *models]))
+    merged = [*([base] if base else []), *(model for model in models if model != base)]
+    order, found = list(merged), {}
     settings = dict(_settings(where, order, base, references, faults))
-    found = {}
-    for model in tuple(order):
+    for model in merged:
         step = {
             "reshape": where.with_value("vocab"),
             "of": where.with_value(model),

@@ -26,9 +26,9 @@ class Vocab(Reshaping):
     """Brings a model to the vocabulary of several: rows by token, the tokenizer's files and the config with them.
 
     `with` lists the models whose tokens count, in order (`of` comes first where it is not among them); the first is the
-    base. `tokenizer` is union (the base's tokens in their places, then the others'), base, or one of the models. A token
-    that `of` lacks takes the base's row, else the mean of its owners' (missing: mean leaves the base out), else zero;
-    `tokens` says otherwise for single ones. The rows that `pad_to_multiple_of` adds are the mean of all.
+    base. `tokenizer` is union (the base's tokens in their places, then the others'), base, or one of the models. A
+    token that `of` lacks takes the base's row, else the mean of its owners' (with `missing: mean` always that), else
+    zero; `tokens` says otherwise for single ones. The rows that `pad_to_multiple_of` adds are the mean of all others.
     """
 
     name = "vocab"
@@ -37,7 +37,9 @@ class Vocab(Reshaping):
         "tokenizer": Parameter("tokenizer", "tokenizer", PartNumber, False, _UNION, (_UNION,)),
         "missing": Parameter("missing", "missing", str, False, "base", ("base", "mean")),
         "tokens": Parameter("tokens", "tokens", TokenSources, False, None),
-        "pad_to_multiple_of": Parameter("pad_to_multiple_of", "pad_to_multiple_of", int, False, 1, (), Range("[1, inf)")),
+        "pad_to_multiple_of": Parameter(
+            "pad_to_multiple_of", "pad_to_multiple_of", int, False, 1, (), Range("[1, inf)")
+        ),
     }
 
     def tensors(self, operands: Sequence[Operand], settings: Mapping[str, Any]) -> Mapping[str, Drawn]:
@@ -59,7 +61,7 @@ class Vocab(Reshaping):
         giver = joined.giver.sides
         found: dict[str, Content | None] = {name: None for name in model.sides.files if belongs_to_tokenizer(name)}
         found |= {name: content for name, content in giver.files.items() if belongs_to_tokenizer(name)}
-        if joined.ids.keys() != giver.tokenizer.ids.keys():
+        if joined.ids.keys() > giver.tokenizer.ids.keys():
             longer = extended(giver.tokenizer, joined.tokenizers, joined.ids)
             found |= dict.fromkeys(name for name in SPELLINGS if name in found)
             found["tokenizer.json"] = json_bytes(longer.data)
@@ -150,16 +152,16 @@ class _Joined:
         number = {part: place for place, part in enumerate(self.order)}
         sources = {one.token: one if one.part is None else one.at(number[one.part]) for one in self.sources.sources}
         base = None if self.settings.get("missing") == "mean" else 0
-        return Joining(
-            owners, self.ids, self.size, number[0], base, number[self.giver.number], sources
-        ).rows()
+        return Joining(owners, self.ids, self.size, number[0], base, number[self.giver.number], sources).rows()
 
     def _check(self, names: Sequence[str]) -> None:
         first, faults = self.operands[0], []
         for model in self.models:
             rows = {model.table[name].shape[0] for name in names if name in model.table}
             if len(rows) > 1:
-                faults.append(f"{model.label}: {', '.join(f'{name} {model.table[name]}' for name in names)}: rows differ")
+                faults.append(
+                    f"{model.label}: {', '.join(f'{name} {model.table[name]}' for name in names)}: rows differ"
+                )
             for name in names:
                 if name not in model.table:
                     faults.append(f"{name}: {first.label} has it, {model.label} does not")

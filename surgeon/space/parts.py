@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 from surgeon.anatomy.token_rows import TokenSource
 
-
 #: What a recipe may write for the first of the models, where none has this name.
 BASE = "base"
 

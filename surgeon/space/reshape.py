@@ -30,7 +30,7 @@ class Operand:
     layers: tuple[int, int] | None = None
     table: Table = field(default_factory=dict)
     targets: str | None = None
-    sides: Sides = Sides("")
+    sides: Sides = field(default_factory=lambda: Sides(""))
     number: int = 0
 
     @property
@@ -62,8 +62,8 @@ class Drawn:
     """One tensor of the result: what it is made from, (number of the part, tensor), and the kernel that makes it.
 
     Without a kernel it holds the one tensor named; a kernel gets whole tensors, of any shapes, and these settings.
-    With `rows`, one an input, each of its rows is the mean of those that the inputs have for it, and `padding` more rows
-    hold the mean of all of them: such a tensor is never held whole.
+    With `rows`, one an input, each of its rows is the mean of those that the inputs have for it, and `padding` more
+    rows hold the mean of all of them: such a tensor is never held whole.
     """
 
     spec: TensorSpec

@@ -55,8 +55,8 @@ class Sides:
         content = self.files.get("chat_template.jinja")
         if content is not None:
             return (content if isinstance(content, bytes) else content.read_bytes()).decode()
-        held = self.json("tokenizer_config.json").get("chat_template")
-        return held if isinstance(held, str) else None
+        named = (self.json(name).get("chat_template") for name in ("chat_template.json", "tokenizer_config.json"))
+        return next((held for held in named if isinstance(held, str)), None)
 
     def changed(self, changes: Mapping[str, Content | None]) -> Sides:
         """The same with files replaced, added, or (None) left out."""
