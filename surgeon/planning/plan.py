@@ -24,6 +24,7 @@ from surgeon.planning.side_files import config_changes, file_changes, files_mode
 from surgeon.planning.sources import Sources, open_sources
 from surgeon.planning.spanning import check_spanning
 from surgeon.planning.step import Input, Steps, Target
+from surgeon.planning.tokens import other_tokens
 from surgeon.space.expr import Fit, Model
 from surgeon.space.output import Output, Recipe
 from surgeon.space.select import matches
@@ -152,6 +153,7 @@ def _build(recipe: Recipe, options: Options) -> Plan:
         (
             *_notes(resolver),
             *_warnings(targets, sources, recipe.output.dtype, giver),
+            *other_tokens(resolver),
             *undone(graph.steps, (target.key for target in targets)),
             *changed_gains(graph, root, targets),
         ),

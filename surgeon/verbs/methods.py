@@ -179,7 +179,8 @@ def _values(settings: Mapping[str, Any]) -> str:
 
 
 def _row(name: str, setting: Mapping[str, Any]) -> tuple[str, ...]:
-    kind = " | ".join(setting["choices"]) or setting["type"]
+    free = [] if setting["choices"] and setting["type"] == "str" else [setting["type"]]
+    kind = " | ".join([*setting["choices"], *free])
     bounds = f" in {setting['range']}" if setting["range"] else ""
     each = ", one a model" if setting["per_model"] else ""
     default = setting["default"]
