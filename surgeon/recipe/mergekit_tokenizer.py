@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from surgeon.errors import nearest
@@ -16,11 +16,12 @@ _SOURCE = ("kind", "model", "token", "token_id")
 
 
 def vocabulary_steps(
-    root: Node, models: Sequence[str], base: str | None, references: References, faults: Faults
+    root: Node, listed: Node, base_node: Node | None, references: References, faults: Faults
 ) -> dict[str, str]:
     """For each model's name that of the step that brings it to the output's vocabulary; steps join `references`.
 
-    Empty where the recipe says nothing of tokenizers. `models` are in the order in which their tokens count.
+    Empty where the recipe says nothing of tokenizers. `listed` is what names the models, in the order in which their
+    tokens count.
     """
     tokenizer, source = root.get("tokenizer"), root.get("tokenizer_source")
     if tokenizer and source:
@@ -28,7 +29,9 @@ def vocabulary_steps(
     where = tokenizer or source
     if where is None:
         return {}
-    merged = [*([base] if base else []), *(model for model in models if model != base)]
+    base = references.name(base_node) if base_node else None
+    named = [base, *(references.name(node) for node in _models(listed))]
+    merged = list(dict.fromkeys(name for name in named if name is not None))
     order, found = list(merged), {}
     settings = dict(_settings(where, order, base, references, faults))
     for model in merged:
@@ -40,6 +43,14 @@ def vocabulary_steps(
         }
         found[model] = references.step(f"{model}_vocab", where.with_value(step))
     return found
+
+
+def _models(node: Node) -> Iterator[Node]:
+    """Every reference to a model in a list of models, slices or modules."""
+    for key, child in node.mapping.items():
+        yield from (child,) if key == "model" else _models(child)
+    for item in node.items:
+        yield from _models(item)
 
 
 def _settings(

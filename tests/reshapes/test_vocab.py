@@ -11,6 +11,7 @@ import surgeon
 from surgeon.errors import MismatchError, RecipeError
 from surgeon.planning.options import Options
 from surgeon.planning.plan import build
+from surgeon.space.expr import Merge
 from surgeon.space.output import Output, Recipe
 from surgeon.testing.toys import llama_shapes, random_tensors, read_checkpoint, write_checkpoint
 from tests.support.tokenizer_toys import KINDS, OTHERS, bpe, with_tokenizer, words
@@ -224,6 +225,7 @@ output: {chat_template: chatml}
             "<|x|>": {"source": {"kind": "zero"}}, "cat": {"source": source, "force": True}, "ran": {"source": a},
             "sat": {"source": {"kind": "model_token", "model": b, "token_id": 3}},
         }  # fmt: skip
+        assert isinstance(recipe.expr, Merge)
         assert recipe.expr.members[0].of == surgeon.reshape(
             "vocab", b, a, b, tokenizer=a, missing="mean", tokens=tokens
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -59,7 +60,7 @@ KINDS = {
 }
 
 
-def with_tokenizer(folder: Path, tokenizer: Tokenizer, seed: int = 0, padding: int = 0, **config: object) -> Path:
+def with_tokenizer(folder: Path, tokenizer: Tokenizer, seed: int = 0, padding: int = 0, **config: Any) -> Path:
     """A toy model with this tokenizer, and so many rows more than it has tokens."""
     special = {f"{name}_token_id": tokenizer.token_to_id(token) for name, token in (("bos", "<s>"), ("eos", "</s>"))}
     rows = tokenizer.get_vocab_size() + padding
