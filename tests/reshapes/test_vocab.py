@@ -12,6 +12,7 @@ from surgeon.errors import MismatchError, RecipeError
 from surgeon.planning.options import Options
 from surgeon.planning.plan import build
 from surgeon.space.expr import Merge
+from surgeon.space.numeric import CHUNK
 from surgeon.space.output import Output, Recipe
 from surgeon.testing.toys import llama_shapes, random_tensors, read_checkpoint, write_checkpoint
 from tests.support.tokenizer_toys import KINDS, OTHERS, bpe, with_tokenizer, words
@@ -88,13 +89,17 @@ def test_rows_are_moved_bit_for_bit(dtype: torch.dtype, tmp_path: Path):
 
 
 @pytest.mark.parametrize("settings", [{}, {"pad_to_multiple_of": 64, "missing": "mean"}])
-def test_the_same_bytes_whatever_the_blocks(settings, pair, tmp_path: Path):
-    a, b = pair
+def test_the_same_bytes_whatever_the_blocks(settings, tmp_path: Path):
+    """Also where blocks end inside a row."""
+    one, other = KINDS["bpe"]
+    a = surgeon.open(with_tokenizer(tmp_path / "a", one, 1, hidden_size=200))
+    b = surgeon.open(with_tokenizer(tmp_path / "b", other, 2, hidden_size=200))
     expr = surgeon.reshape("vocab", b, a, b, **settings)
     surgeon.apply(expr, tmp_path / "one", threads=1)
-    surgeon.apply(expr, tmp_path / "two", threads=2, block=4096 * 4 // 32)
+    surgeon.apply(expr, tmp_path / "two", threads=2, block=4 * CHUNK)
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "one")) * 200 > 2 * CHUNK
     assert (tmp_path / "one/model.safetensors").read_bytes() == (tmp_path / "two/model.safetensors").read_bytes()
-    assert surgeon.verify(tmp_path / "one").exit_code == 0
+    assert surgeon.verify(tmp_path / "two").exit_code == 0
 
 
 def test_padding_is_the_mean_of_all_rows(pair, tmp_path: Path):
@@ -269,3 +274,12 @@ def test_a_chat_template_is_written_where_the_base_has_one(pair, tmp_path: Path)
     assert not (tmp_path / "key/chat_template.jinja").exists()
     assert AutoTokenizer.from_pretrained(tmp_path / "key").chat_template == "{{ own }}"
     assert surgeon.verify(tmp_path / "key").exit_code == 0
+
+
+def test_equal_sizes_with_other_tokens_are_a_warning(tmp_path: Path):
+    a = surgeon.open(with_tokenizer(tmp_path / "a", words(("x y z",)), 1))
+    b = surgeon.open(with_tokenizer(tmp_path / "b", words(("x z y",)), 2))
+    (said,) = surgeon.plan(0.5 * a + 0.5 * b).warnings
+    assert said.startswith("2 rows are other tokens in b than in a, which is combined with it: row 4 is 'z' and 'y'")
+    both = [surgeon.reshape("vocab", of, a, b) for of in (a, b)]
+    assert not surgeon.plan(0.5 * both[0] + 0.5 * both[1]).warnings

@@ -64,7 +64,8 @@ def with_tokenizer(folder: Path, tokenizer: Tokenizer, seed: int = 0, padding: i
     """A toy model with this tokenizer, and so many rows more than it has tokens."""
     special = {f"{name}_token_id": tokenizer.token_to_id(token) for name, token in (("bos", "<s>"), ("eos", "</s>"))}
     rows = tokenizer.get_vocab_size() + padding
-    toy_llama(folder, seed, **({"vocab_size": rows, "num_hidden_layers": 1} | special | config))
+    given: dict[str, Any] = {"vocab_size": rows, "num_hidden_layers": 1} | special | config
+    toy_llama(folder, seed, **given)
     tokenizer.save(str(folder / "tokenizer.json"))
     named = {
         f"{name}_token": token for name, token in (("bos", "<s>"), ("eos", "</s>")) if token in tokenizer.get_vocab()
