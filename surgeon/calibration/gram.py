@@ -63,11 +63,11 @@ class Moments:
 
 @contextmanager
 def gathering(layers: Sequence[Linear], device: torch.device) -> Iterator[Mapping[str, Moments]]:
-    """The moments of what the layers read in the forward passes made inside, by entry; first tokens are left out."""
+    """The moments of what the layers read in the forward passes made inside, by entry."""
     found = {layer.entry: Moments(layer.width, device) for layer in layers}
 
     def into(moments: Moments) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda module, args: moments.add(args[0][:, 1:].reshape(-1, args[0].shape[-1]))
+        return lambda module, args: moments.add(args[0].reshape(-1, args[0].shape[-1]))
 
     hooks = [layer.module.register_forward_pre_hook(into(found[layer.entry])) for layer in layers]
     try:
@@ -86,7 +86,7 @@ def measure_grams(
     listener: Listener | None = None,
     **about: Any,
 ) -> Gram:
-    """Measure the Gram of every linear layer over the tokens, first ones left out, and write them to one file.
+    """Measure the Gram of every linear layer over all tokens and write them to one file.
 
     `layers` is how many blocks are held at once: more takes memory and nothing else. `about` is what the caller knows
     of model and data.
@@ -115,7 +115,7 @@ def gram_file(
 ) -> TensorFile:
     """A file with room for the Grams of these layers, its metadata written."""
     specs = {layer.entry: TensorSpec("F32", (layer.width, layer.width)) for layer in linear}
-    tokens = sum(len(one.ids) - 1 for one in encoded)
+    tokens = sum(len(one.ids) for one in encoded)
     places = {name: [layer.entry, layer.axis] for layer in linear for name in layer.tensors}
     known = {"tokens": tokens, "examples": len(encoded), "tensors": places}
     return TensorFile(path, specs, metadata_of(kind, {**about, **known}))

@@ -18,7 +18,7 @@ def measure_tensor(evaluator: Evaluator, key: Key, block: int, tick: Callable[[i
         for name, statistic in kernel_named(step.kernel).statistics.items():
             if statistic.over(step.values) == "tensor":
                 known = begin(step, statistic, step.spec.count)
-                for _ in range(statistic.rounds):
+                for _ in range(statistic.rounds if statistic.active(step.values) else 0):
                     partials: dict[Any, Any] = {}
                     observe(evaluator, step, statistic, known, partials, block, tick)
                     known = statistic.conclude(known, partials)
@@ -35,7 +35,7 @@ def observe(
         wanted = statistic.wanted(known, place, stop - start)
         if wanted:
             whole = kernel_named(step.kernel).blocks != "elements"
-            seen = evaluator.observe(step, start, stop if whole else start + wanted)
+            seen = evaluator.observe(step, statistic, start, stop if whole else start + wanted)
             statistic.collect(known, partials, place, statistic.observe(known, seen, place))
         tick(wanted)
 
@@ -53,7 +53,8 @@ def measure_model(
             partials: dict[Any, Any] = {}
             for target, step, _ in members:
                 evaluator = evaluator_for(target, dict(results))
-                measure_tensor(evaluator, step.key, block, tick)
+                for need in step.inputs:
+                    measure_tensor(evaluator, need.key, block, tick)
                 observe(evaluator, step, statistic, known, partials, block, tick)
             known = statistic.conclude(known, partials)
         results |= {(step.key, name): known for _, step, _ in members}

@@ -148,8 +148,15 @@ def arcee_fusion(
 ) -> Tensor:
     """Take from the model the entries whose change is of outstanding importance, the others from the base.
 
-    Importance is |x − base| times the divergence KL between the softmax of the model's row and that of the base's.
-    An entry is taken from Q₂ + 1.5 (Q₃ − Q₁) on, the quartiles being those of the tensor's importances, all of them.
+    Formula: θ = θ₀ + (θ₁ − θ₀) · [I ≥ Q₂ + 1.5 (Q₃ − Q₁)], I = |θ₁ − θ₀| · KL(softmax θ₁ ‖ softmax θ₀), softmax and KL
+    row by row, Q₁ to Q₃ the quartiles of I over the whole tensor, all entries of it.
+
+    `divergence_in: float32` sums divergences with the noise mergekit's have. The importance of a vector is |θ₁ − θ₀|.
+
+    Use it to bring the outliers of one fine-tune's change into the base; a skill spread evenly over the weights is
+    lost.
+
+    Paper: none; the method is Arcee's.
     """
     change = models[0] - base
     kept = _important(base, models[0], importance.divergence) >= importance.least

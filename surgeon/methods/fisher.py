@@ -19,8 +19,15 @@ def fisher(
 ) -> Tensor:
     """Average the models entry by entry, each weighed by its Fisher information there: Δ = Σ wFₜΔₜ / Σ wFₜ.
 
-    Paper: https://arxiv.org/abs/2111.09832. With a `guard`, the base's Fisher on neutral text takes part as one more
-    model, so many times. `floor` is added to every Fisher, so that entries that matter to none take the weighted mean.
+    Formula: θ = θ₀ + Σ wᵢFᵢτᵢ / (Σ wᵢFᵢ + gF₀) entry by entry, Fᵢ the diagonal Fisher information of model i on its
+    data, F₀ the base's on neutral text, g the `guard`; `floor` is added to every F.
+
+    Entries that matter to none take the weighted mean, as do tensors without a Fisher.
+
+    Use it for fine-tunes of one task or of close ones, with a little data of each; it knows nothing of how weights work
+    together, and `regmean` with the same data usually keeps more.
+
+    Paper: https://arxiv.org/abs/2111.09832
     """
     if not sum(weight):
         raise ValueError("all weights are 0: nothing is left of the models")

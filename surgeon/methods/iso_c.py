@@ -12,9 +12,15 @@ from surgeon.space.spectral import decompose, each_matrix
 def iso_c(task_vectors: TaskVectors, weight: PerModel[float] = each(1.0), lambda_: float = 1.0) -> Tensor:
     """Add the weighted task vectors, then give every singular direction of the sum the same singular value, their mean.
 
-    Paper: https://arxiv.org/abs/2502.04959. The mean is taken over the numerical rank of the sum: the directions of its
-    null space (adapters leave a large one) are arbitrary and stay empty. The spectrum spreads, so that `lambda` of 1 to
-    3 is usual. Vectors and other tensors that are no matrices: the mean.
+    Formula: θ = θ₀ + λ σ̄ UVᵀ, with Σ wᵢτᵢ = UΣVᵀ of numerical rank r and σ̄ = (σ₁ + … + σᵣ) / r.
+
+    The directions of the sum's null space (adapters leave a large one) are arbitrary and stay empty. The spectrum
+    spreads, so that `lambda` of 1 to 3 is usual. Vectors and other tensors that are no matrices: the mean.
+
+    Use it for many tasks with strong directions in common; weak directions are raised too, so what was not trained on
+    (chat) moves farther than with `tsv_m`, and `lambda` is to be chosen on data.
+
+    Paper: https://arxiv.org/abs/2502.04959
     """
     return each_matrix(column(weight, task_vectors) * task_vectors, _merged).mul_(lambda_)
 

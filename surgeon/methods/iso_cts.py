@@ -22,10 +22,16 @@ def iso_cts(
 ) -> Tensor:
     """Keep the leading directions of the sum, fill the rest with each model's own directions, even out the spectrum.
 
-    Paper: https://arxiv.org/abs/2502.04959. Of the r directions of the sum (its numerical rank), `common_fraction`
-    stay; the rest is shared out evenly among the task vectors, each with the common directions projected off. All are
-    made orthogonal by polar factors, and every singular value becomes the mean of those kept. 1 is Iso-C. Vectors and
-    other tensors that are no matrices: the mean.
+    Formula: θ = θ₀ + λ σ̄ polar(U) polar(V)ᵀ; the columns of U and V are the leading k singular directions of Σ wᵢτᵢ =
+    U₀ΣV₀ᵀ (rank r), then the leading (r − k)/N of each (I − UₖUₖᵀ) wᵢτᵢ; σ̄ is the mean of their singular values.
+
+    k is `common_fraction` of r, and more where the rest is no multiple of N; 1 is Iso-C. Ranks are numerical. Vectors
+    and other tensors that are no matrices: the mean.
+
+    Use it instead of `iso_c` when tasks are many (more than about eight): what is peculiar to each then has room of its
+    own; with few the two come to nearly the same.
+
+    Paper: https://arxiv.org/abs/2502.04959
     """
     weighted = column(weight, task_vectors) * task_vectors
     return each_matrix(weighted, lambda matrices: _merged(matrices, common_fraction)).mul_(lambda_)

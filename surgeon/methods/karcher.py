@@ -32,10 +32,17 @@ def karcher(
 ) -> Tensor:
     """The point from which the arcs to all models, by their weights, cancel; its length is their mean length.
 
-    Each tensor is one vector. The steps m ← exp(Σ wᵢ log(xᵢ)) begin at the mean direction and end when one is shorter
-    than `tol`, or after `max_iter`. All of it happens in the inner products of the models. Two models of equal weight
-    give the middle of their arc. Where models point in opposite directions there is no centre: refused, or with
-    `opposite: linear` the plain mean. Paper: https://arxiv.org/abs/2603.04972
+    Formula: θ = (Σ wᵢ‖θᵢ‖) m on the unit vector m where Σ wᵢ logₘ(θᵢ/‖θᵢ‖) = 0, by steps m ← expₘ(Σ wᵢ logₘ(θᵢ/‖θᵢ‖))
+    from the mean direction; weights are made to sum to 1.
+
+    Each tensor is one vector. Steps end when one is shorter than `tol`, or after `max_iter`. All of it happens in the
+    inner products of the models. Two models of equal weight give the middle of their arc. Where models point in
+    opposite directions there is no centre: refused, or with `opposite: linear` the plain mean.
+
+    Use it for models that point in clearly different directions, whose plain mean would be too short; fine-tunes of one
+    base are nearly colinear, and for them it is `linear`.
+
+    Paper: https://arxiv.org/abs/2603.04972
     """
     share = np.array(weight) / (sum(weight) or 1.0)
     points, lengths = Points.of(products)

@@ -24,10 +24,17 @@ def knots(
 ) -> Tensor:
     """Decompose the task vectors side by side, [τ₁ … τ_T] = UΣ[V₁ … V_T], merge the Vₜ by `inner`, and put UΣ before.
 
-    Paper: https://arxiv.org/abs/2410.19735, for LoRA adapters. TIES keeps each model's largest entries (`density` of
-    those in the rank), DARE drops entries at random (the same ones in every expert of a stack) and scales up the rest;
-    weights and sign election are those of `ties`. Rows are taken to be outputs. Vectors and other tensors that are no
-    matrices: the weighted mean.
+    Formula: θ = θ₀ + λ UΣ · inner(V₁ᵀ, …, V_Nᵀ), with [τ₁ … τ_N] = UΣ[V₁ᵀ … V_Nᵀ] and inner the weighted merge that
+    `inner` names.
+
+    TIES keeps each model's largest entries (`density` of those in the rank), DARE drops entries at random (the same
+    ones in every expert of a stack) and scales up the rest; weights and sign election are those of `ties`. Rows are
+    taken to be outputs. Vectors and other tensors that are no matrices: the weighted mean.
+
+    Use it for LoRA skills that `ties` merges badly since their entries do not line up; the decomposition of all of them
+    side by side takes time, and it is no help where task vectors share no directions.
+
+    Paper: https://arxiv.org/abs/2410.19735
     """
     return each_matrix(
         task_vectors,

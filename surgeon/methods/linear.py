@@ -11,7 +11,14 @@ from surgeon.space.parameters import Models, PerModel
 def linear(models: Models, weight: PerModel[float], normalize: bool = True) -> Tensor:
     """Average the models with the given weights, or just add them up when `normalize` is off.
 
-    Computed as x₀ + Σ wᵢ(xᵢ − x₀), so that equal models give exactly themselves. Soups: https://arxiv.org/abs/2203.05482
+    Formula: θ = Σ wᵢθᵢ / Σ wᵢ, or Σ wᵢθᵢ without `normalize`.
+
+    Computed as θ₁ + Σ wᵢ(θᵢ − θ₁), so that equal models give exactly themselves.
+
+    Use it for checkpoints of one training or fine-tunes of one task (soups); of N different skills each is left with a
+    fraction of its change, and nearly orthogonal ones, as of LoRA adapters, may all be lost.
+
+    Paper: https://arxiv.org/abs/2203.05482
     """
     mass = sum(weight)
     if normalize and not mass:

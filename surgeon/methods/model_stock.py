@@ -33,9 +33,15 @@ def model_stock(
 ) -> Tensor:
     """Go t = N c / (1 + (N − 1) c) of the way from the base to the mean of N models, c their mean pairwise cosine.
 
-    Per tensor, or with `filter_wise` per row (a run along the last axis). Fine-tunes of one task by different seeds
-    have c around 0.5; fine-tunes of different tasks are nearly orthogonal, and then the result is nearly the base:
-    take another method for them. `floor` bounds products of lengths from below. Paper: https://arxiv.org/abs/2403.19522
+    Formula: θ = θ₀ + t · (Σ τᵢ)/N, t = N c / (1 + (N − 1) c), c the mean of cos(τᵢ, τⱼ) over pairs i < j.
+
+    Per tensor, or with `filter_wise` per row (a run along the last axis). `clamp` keeps t within 0 and 1, `floor`
+    bounds the products of lengths in the cosines from below.
+
+    Use it for fine-tunes of one task by different seeds (c around 0.5); fine-tunes of different tasks are nearly
+    orthogonal, and then the result is nearly the base: take another method for them.
+
+    Paper: https://arxiv.org/abs/2403.19522
     """
     count = len(task_vectors)
     table = cosines(gram(task_vectors, products, "rows" if filter_wise else "tensor"), floor)

@@ -33,11 +33,18 @@ def multislerp(
 ) -> Tensor:
     """Average directions on the sphere and lengths along the line, by weights; with a base, those of task vectors.
 
-    Each tensor is one vector. From the mean direction m one step exp(Σ wᵢ log(xᵢ)) is taken, so that two models give
-    the arc between them, as slerp does; `karcher` takes steps until none is left. `normalize_weights: false` scales
-    the result by the sum of the weights. Opposite directions are refused, or added up with `opposite: linear`.
-    `tangent: projection` is mergekit's: it projects where the logarithm belongs, which gives m itself, of vectors
-    whose lengths are raised by `eps`.
+    Formula: θ = (Σ wᵢ‖vᵢ‖) expₘ(Σ wᵢ logₘ(uᵢ)), uᵢ = vᵢ/‖vᵢ‖, m = Σ wᵢuᵢ / ‖Σ wᵢuᵢ‖; weights are made to sum to 1, vᵢ
+    is θᵢ, or with a base τᵢ and θ₀ is added.
+
+    Each tensor is one vector. Two models give the arc between them, as `nuslerp` does; `karcher` repeats the step until
+    none is left. `normalize_weights: false` scales the result by the sum of the weights. Opposite directions are
+    refused, or added up with `opposite: linear`. `tangent: projection` is mergekit's: it projects where the logarithm
+    belongs, which gives m itself, of vectors whose lengths are raised by `eps`.
+
+    Use it with a base for several fine-tunes whose mean should keep the length of their task vectors, which plain
+    averages shorten; it does not sort out entries that disagree.
+
+    Paper: none; the method is mergekit's.
     """
     mass = sum(weight)
     if not mass:

@@ -15,6 +15,11 @@ from surgeon.space.parameters import TaskVectors
 def nearswap(task_vectors: TaskVectors, t: float) -> Tensor:
     """Take the model's entry where it is within `t` of the base's, else the base's moved by `t` towards it.
 
-    That is base + min(1, t / |x − base|) (x − base), a task vector cut off at ±t. By alchemonaut, for QuartetAnemoi.
+    Formula: θ = θ₀ + min(1, t / |θ₁ − θ₀|) · (θ₁ − θ₀), entry by entry: a task vector cut off at ±t.
+
+    Use it to tint a base with another model at a bounded change of every entry; skills that rest on large changes are
+    lost.
+
+    Paper: none; by alchemonaut, for QuartetAnemoi.
     """
     return task_vectors[0].clamp(-t, t)

@@ -55,9 +55,18 @@ def nuslerp(
 ) -> Tensor:
     """Move between two models along the arc between them, to where their weights' ratio says: t = w₂ / (w₁ + w₂).
 
-    With a base, between their task vectors. Each tensor is one vector; with `nuslerp_flatten: false` each of its rows
-    is (runs along the last axis) if `nuslerp_row_wise`, else each of its columns. mergekit has the two names the other
-    way round, which `row_wise_means: columns` follows. The arc is Shoemake's (SIGGRAPH 1985).
+    Formula: v = (sin((1 − t)Ω) v₁ + sin(tΩ) v₂) / sin Ω, t = w₂ / (w₁ + w₂), Ω the angle between v₁ and v₂; vᵢ is θᵢ
+    and the result v, or with a base vᵢ is τᵢ and the result θ₀ + v. Colinear vectors: (1 − t) v₁ + t v₂.
+
+    Each tensor is one vector; with `nuslerp_flatten: false` each of its rows is (runs along the last axis) if
+    `nuslerp_row_wise`, else each of its columns. mergekit has the two names the other way round, which `row_wise_means:
+    columns` follows. Opposite vectors and weights that cancel are refused, unless `opposite: linear` (along the line)
+    or `cancelling: half` (t = 1/2) is given.
+
+    Use it with a base to blend two fine-tunes without the loss of length that a mean of orthogonal task vectors has; it
+    takes no third model, and where both change an entry it does not choose.
+
+    Paper: https://doi.org/10.1145/325334.325242 (the arc)
     """
     mass = sum(weight)
     if abs(mass) < 1e-6 and cancelling == "refuse":

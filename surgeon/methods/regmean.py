@@ -21,10 +21,17 @@ def regmean(
 ) -> Tensor:
     """Solve ΔW Σ Gₜ = Σ ΔWₜ Gₜ: the least squares fit to what each model's layer gives for what it reads.
 
-    Paper: https://arxiv.org/abs/2212.09849. Gₜ is weight · (the Gram of model t, off-diagonals times `reduction`,
-    diagonal times 1 + `ridge`). The paper shrinks by .9; on language models no shrinkage keeps most. The base's Gram on
-    neutral text takes part as one more model, `guard` times: it keeps what the models were not trained on. Tensors
-    without a Gram (embeddings, norms, biases, experts held as one array) take the weighted mean.
+    Formula: θ = θ₀ + (Σ wᵢτᵢGᵢ)(Σ wᵢGᵢ + gG₀)⁻¹, Gᵢ the Gram XᵢᵀXᵢ of what model i's layer reads on its data, G₀ the
+    base's on neutral text, g the `guard`.
+
+    Off-diagonals of Grams are multiplied by `reduction`, diagonals by 1 + `ridge`. The paper shrinks by .9; on language
+    models no shrinkage keeps most. The guard keeps what the models were not trained on. Tensors without a Gram
+    (embeddings, norms, biases, experts held as one array) take the weighted mean.
+
+    Use it when some 64 prompts of each skill are at hand: few methods keep more of different skills; Grams cost a
+    forward pass and much memory, and skills in embeddings are only averaged.
+
+    Paper: https://arxiv.org/abs/2212.09849
     """
     if not sum(weight):
         raise ValueError("all weights are 0: nothing is left of the models")

@@ -19,8 +19,16 @@ def regmean_pp(
 ) -> Tensor:
     """Solve as `regmean` does, with Grams that are measured block after block behind the blocks merged so far.
 
-    Paper: https://arxiv.org/abs/2508.03121. All models' Grams belong to one merge and are measured together, with its
-    own settings: write `gram: {fit: merged_gram, prompts: FILE}` for each model.
+    Formula: θ = θ₀ + (Σ wᵢτᵢGᵢ)(Σ wᵢGᵢ + gG₀)⁻¹ block by block, the Grams of a block those of what it reads behind the
+    blocks merged so far.
+
+    All models' Grams belong to one merge and are measured together, with its own settings: write `gram: {fit:
+    merged_gram, prompts: FILE}` for each model. The other settings are those of `regmean`.
+
+    Use it as `regmean` for deep models, where merging early blocks changes what later ones read; Grams cannot be reused
+    for other weights, so that every setting tried is measured anew.
+
+    Paper: https://arxiv.org/abs/2508.03121
     """
     settings = {"weight": weight, "guard": guard, "reduction": reduction, "ridge": ridge}
     return regmean.function(task_vectors, gram=gram, base_gram=base_gram, **settings)

@@ -21,8 +21,16 @@ _COLINEAR = 0.9995
 def slerp(base: Base, models: Models, t: float, products: Products = inner_products()) -> Tensor:
     """Move from the base (t = 0) to the model (t = 1) along the arc between them, each tensor as one vector.
 
+    Formula: θ = (sin((1 − t)Ω) θ₀ + sin(tΩ) θ₁) / sin Ω, Ω the angle between θ₀ and θ₁; θ₀ + t (θ₁ − θ₀) where cos Ω >
+    0.9995.
+
     Nearly colinear tensors are interpolated linearly, so equal models give exactly themselves; opposite ones have no
-    arc between them and are refused. The arc is Shoemake's (SIGGRAPH 1985).
+    arc between them and are refused.
+
+    Use it for two models whose weights point in clearly different directions; a fine-tune and its base are nearly
+    colinear, and then it is plain interpolation (`nuslerp` with a base works on task vectors).
+
+    Paper: https://doi.org/10.1145/325334.325242
     """
     if t in (0, 1):
         return models[0].clone() if t else base.clone()

@@ -16,12 +16,18 @@ from surgeon.space.spectral import NEGLIGIBLE, decompose, each_matrix
 def svc(task_vectors: TaskVectors, alpha: float = 1.0, lambda_: float = 1.0) -> Tensor:
     """Rescale the singular values of a merge, the first model, where it answers more strongly than the models it is of.
 
-    Paper: https://arxiv.org/abs/2602.05536. With the merge UΣVᵀ and sₜ = ⟨uᵀM, uᵀτₜ⟩/‖uᵀτₜ‖² along each u, σ becomes
-    σ·T/Σ max(alpha, sₜ): what several models have in common was added up several times. At `alpha` 1, the default,
-    singular values only shrink; the paper takes 1/T after task arithmetic, TIES and DARE, which raises weak ones too.
-    The first model may be a step of the recipe or a checkpoint from elsewhere. Not after Iso-C or Iso-CTS: where all
-    singular values are equal, no direction u is defined. Rows are taken to be outputs. Vectors and other tensors that
+    Formula: θ = θ₀ + λ Σⱼ (N σⱼ / Σᵢ max(α, sᵢⱼ)) uⱼvⱼᵀ, with the first task vector M = Σⱼ σⱼuⱼvⱼᵀ, those of the N
+    others τᵢ, sᵢⱼ = ⟨uⱼᵀM, uⱼᵀτᵢ⟩ / ‖uⱼᵀτᵢ‖², α `alpha`.
+
+    What several models have in common was added up several times. At `alpha` 1, the default, singular values only
+    shrink; the paper takes 1/N after task arithmetic, TIES and DARE, which raises weak ones too. The first model may be
+    a step of the recipe or a checkpoint from elsewhere. Rows are taken to be outputs. Vectors and other tensors that
     are no matrices: the merge as it is.
+
+    Use it after task arithmetic, TIES, DARE or TSV-M where models overlap; orthogonal task vectors leave little to take
+    back, and after Iso-C or Iso-CTS, where all singular values are equal, no direction u is defined.
+
+    Paper: https://arxiv.org/abs/2602.05536
     """
     calibrated = each_matrix(
         task_vectors, lambda matrices: _calibrated(matrices, alpha), lambda tensors: tensors[0].clone()

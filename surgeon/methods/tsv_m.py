@@ -20,10 +20,17 @@ def tsv_m(
 ) -> Tensor:
     """Keep the leading singular directions of every task vector, make them all orthogonal, add them up.
 
-    Paper: https://arxiv.org/abs/2412.00081: U and V of the kept triplets, side by side, become their polar factors, and
-    the result is polar(U)·diag(σ)·polar(V)ᵀ. As many directions are kept as fit, the same number of each model where
-    not all fit: r/T of full-rank task vectors, as in the paper, and all of LoRA adapters. `rank_fraction` keeps less.
-    Vectors and other tensors that are no matrices: the mean.
+    Formula: θ = θ₀ + λ polar([U₁ … U_N]) diag(Σ₁ … Σ_N) polar([V₁ … V_N])ᵀ, with UᵢΣᵢVᵢᵀ the leading singular triplets
+    of wᵢτᵢ and polar(C) = C(CᵀC)^(−1/2).
+
+    As many directions are kept as fit, the same number of each model where not all fit: r/N of full-rank task vectors,
+    as in the paper, and all of LoRA adapters. `rank_fraction` keeps less. Vectors and other tensors that are no
+    matrices: the mean.
+
+    Use it for several different skills when there is no data: making their directions orthogonal stops one from
+    answering for another; the price is a decomposition of every matrix of every model.
+
+    Paper: https://arxiv.org/abs/2412.00081
     """
     weighted = column(weight, task_vectors) * task_vectors
     return each_matrix(weighted, lambda matrices: _merged(matrices, rank_fraction)).mul_(lambda_)

@@ -21,13 +21,19 @@ def wudi(
 ) -> Tensor:
     """Find the M that differs least from every task vector τ along the inputs that τ itself reads.
 
-    Paper: https://arxiv.org/abs/2503.08099, which takes Σ ‖(M − τ)τᵀ‖²/‖τ‖² down by 300 steps of Adam from Σ τ.
-    The loss is quadratic. `closed` is its minimum of least norm, KH⁺ with H = Σ τᵀτ/‖τ‖² and K = Σ τ(τᵀτ)/‖τ‖².
-    `descent` is what that many steps of gradient descent from Σ τ come to, at the largest stable step 1/λ₁, written in
-    the eigenvectors of H: (1 − λ/λ₁)^steps of the sum is left along each. Adam depends on the basis, this does not.
-    `descent` is the default: stopping early leaves weak directions near the sum, where the minimum averages
-    (https://huggingface.co/papers/2606.07289 finds the minimum the worse of the two). Rows are taken to be outputs.
-    Vectors and other tensors that are no matrices: the mean.
+    Formula: θ = θ₀ + λM, M from minimising Σ ‖(M − τᵢ)τᵢᵀ‖² / ‖τᵢ‖² over wᵢτᵢ in place of τᵢ. `closed`: M = KH⁺ with H
+    = Σ τᵢᵀτᵢ/‖τᵢ‖², K = Σ τᵢ(τᵢᵀτᵢ)/‖τᵢ‖². `descent`: M = KH⁺ + (Σ τᵢ − KH⁺)(I − H/λ₁)^steps, λ₁ the largest eigenvalue
+    of H.
+
+    `descent`, the default, is what that many steps of gradient descent from Σ τᵢ come to, at the largest stable step
+    1/λ₁; the paper takes 300 steps of Adam, which depend on the basis. Stopping early leaves weak directions near the
+    sum, where the minimum averages (https://huggingface.co/papers/2606.07289 finds the minimum the worse of the two).
+    Rows are taken to be outputs. Vectors and other tensors that are no matrices: the mean.
+
+    Use it for several tasks without data: the rows of a task vector are taken for what its task reads, which `regmean`
+    measures; `closed` behaves like an average on directions that models share.
+
+    Paper: https://arxiv.org/abs/2503.08099
     """
     left = float(steps) if solver == "descent" else None
     weighted = column(weight, task_vectors) * task_vectors

@@ -113,7 +113,8 @@ def live_bytes(steps: Mapping[Key, Step], target: Target, block: int) -> int:
     for step in measured(steps, target.key):
         width = len(step.inputs)
         for statistic in kernel_named(step.kernel).statistics.values():
-            peak = max(peak, 4 * width * block + statistic.scratch(width, target.spec.count, block))
+            if statistic.active(step.values):
+                peak = max(peak, 4 * width * block + statistic.scratch(width, target.spec.count, block))
     return peak
 
 

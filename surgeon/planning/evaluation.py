@@ -15,6 +15,7 @@ from torch import Tensor
 from surgeon.planning.step import Key, Step, below
 from surgeon.space.kernels import TILE, Block, Call, Kernel, kernel_named
 from surgeon.space.numeric import CHUNK
+from surgeon.space.statistics import Statistic
 from surgeon.store.header import Stored
 
 Known = dict[tuple[Key, str], Any]
@@ -69,19 +70,23 @@ class Evaluator:
             self._whole[key] = flat.reshape(step.spec.shape)
         return self._whole[key]
 
-    def observe(self, step: Step, start: int, stop: int) -> Any:
-        """What a step's statistics look at, for one of its `pieces`."""
+    def observe(self, step: Step, statistic: Statistic, start: int, stop: int) -> Any:
+        """What a statistic of a step looks at, for one of its `pieces`; it may rest on those known already."""
         kernel = kernel_named(step.kernel)
         stack, block = self._shaped(step, kernel, start, stop)
-        return kernel.observed(stack, Call(step.values, block, self._wholes(step)))
+        return kernel.observed(stack, self._call(step, kernel, block), statistic)
 
     def _compute(self, step: Step, kernel: Kernel, start: int, stop: int) -> Tensor:
         stack, block = self._shaped(step, kernel, start, stop)
+        return kernel(stack, self._call(step, kernel, block)).reshape(-1)
+
+    def _call(self, step: Step, kernel: Kernel, block: Block) -> Call:
         known = {
-            name: statistic.at(self.known[step.key, name], (step.number, start))
+            name: statistic.at(self.known[step.key, name], (step.number, block.start))
             for name, statistic in kernel.statistics.items()
+            if (step.key, name) in self.known
         }
-        return kernel(stack, Call(step.values, block, self._wholes(step), known)).reshape(-1)
+        return Call(step.values, block, self._wholes(step), known)
 
     def _wholes(self, step: Step) -> list[Tensor]:
         return [self.whole(need.key) for need in step.inputs if need.whole]
@@ -127,8 +132,8 @@ class Evaluator:
 
 
 def tile_elements(shape: tuple[int, ...], tile: int = TILE) -> int:
-    """Elements of one tile of a rows kernel: whole rows, about `tile` elements, from the shape alone."""
-    columns = max(shape[-1], 1) if len(shape) > 1 else 1
+    """Elements of one tile of a rows kernel: whole rows (a vector is one), about `tile` elements."""
+    columns = max(shape[-1], 1) if shape else 1
     return max(tile // columns, 1) * columns
 
 
@@ -140,7 +145,7 @@ def measured(steps: Mapping[Key, Step], key: Key) -> tuple[Step, ...]:
 def rounds(steps: Mapping[Key, Step], key: Key) -> int:
     """How often the inputs of a value are read, worst case: once per round of statistics and once to compute."""
     looks = (
-        sum(statistic.reads for statistic in kernel_named(step.kernel).statistics.values())
+        sum(one.reads for one in kernel_named(step.kernel).statistics.values() if one.active(step.values))
         for step in measured(steps, key)
     )
     return 1 + sum(looks)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from surgeon.errors import MismatchError, RefusedError
+from surgeon.errors import MismatchError, Origin, RefusedError
 from surgeon.planning.core_space import factored, in_core_space
 from surgeon.planning.entries import place_entries
 from surgeon.planning.step import Input, Key
@@ -170,6 +170,7 @@ class Mix:
     settings: MergeSettings
     semantics: str
     measured: Mapping[str, tuple[PerTensor | None, ...]] = field(default_factory=dict)
+    origin: Origin | None = None
     _fixed: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -220,8 +221,10 @@ class Mix:
             constant = (p for p in self._plain() if p.name not in varying)
             self._fixed.update({p.argument: found[p.argument] for p in constant})
             self._fixed["differences"] = tuple(node.mass.is_number(0) for node, _ in self.members)
-            self._fixed["labels"] = tuple(node.label for node, _ in self.members)
+            self._fixed["labels"] = _distinct([node.label for node, _ in self.members])
             found |= self._fixed
+        if fault := self.method.fault(found, len(self.members)):
+            raise RefusedError(f"{self.method.name}: {fault} ({tensor})", origin=self.origin)
         return found
 
     def _plain(self) -> list[Parameter]:
@@ -250,6 +253,12 @@ class Mix:
                 f"{self.method.name}: no rule of {parameter.name!r} fits {tensor}, and it has no default"
             )
         return parameter.default.value if isinstance(parameter.default, Each) else parameter.default
+
+
+def _distinct(labels: list[str]) -> tuple[str, ...]:
+    """What tells models apart in noise: two of one name must not draw the same numbers."""
+    again = (labels[:at].count(label) for at, label in enumerate(labels))
+    return tuple(f"{label}\0{number}" if number else label for label, number in zip(labels, again, strict=True))
 
 
 def same_bytes(node: Node, tensor: str, keys: tuple[Key | None, ...], graph: Graph) -> Key | None:

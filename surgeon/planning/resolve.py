@@ -145,7 +145,7 @@ def _merge(expr: Merge, resolver: Resolver) -> Node:
     members = tuple((resolver.on(base)(member.of), member.settings) for member in expr.members)
     _check_merge(expr, method, base, members)
     measured = opened(expr, resolver, (base or members[0][0]).table)
-    return Mix(str(expr), method, base, members, expr.settings, expr.semantics, measured)
+    return Mix(str(expr), method, base, members, expr.settings, expr.semantics, measured, expr.origin)
 
 
 @resolve.register

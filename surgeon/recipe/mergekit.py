@@ -20,9 +20,6 @@ _LATER = {
     "tokenizer": "tokenizer surgery is",
     "chat_template": "setting a chat template is",
 }
-_LATER_METHODS = {
-    "breadcrumbs", "breadcrumbs_ties", "dare_linear", "dare_ties", "della", "della_linear", "ram", "ramplus_tl", "sce",
-}  # fmt: skip
 _FORMS = {"models": of_models, "slices": of_slices, "modules": of_modules}
 _KEYS = {
     "merge_method", *_FORMS, "parameters", "base_model", "dtype", "out_dtype", "tokenizer_source", "name", *_LATER,
@@ -119,10 +116,8 @@ def _check_keys(root: Node, faults: Faults, notes: list[str]) -> None:
 
 def _method(node: Node, faults: Faults) -> MergeMethod | None:
     methods = merge_methods()
-    if node.text in _LATER_METHODS - methods.keys():
-        faults.add(f"mergekit method {kind(node)} is not done by this version; known: {', '.join(methods)}", node)
-    elif node.text not in methods:
-        faults.add(f"there is no merge method {kind(node)}", node, nearest(node.text, {*methods, *_LATER_METHODS}))
+    if node.text not in methods:
+        faults.add(f"there is no merge method {kind(node)}", node, nearest(node.text, methods))
     return methods.get(node.text)
 
 

@@ -37,17 +37,18 @@ class Parameters:
         self.method, self.faults, self.notes = method, faults, notes
         self.where, self.levels = where, levels
         other = {name for name, (_, differs) in method.mergekit.items() if not (differs and name in KNOWN)}
+        other |= {"seed"}  # an option of mergekit's command line
         self.used = [parameter for name, parameter in method.parameters.items() if name not in other]
 
     def of_step(self, layers: range | None = None) -> dict[str, Node]:
         """The settings all models share, with those that give mergekit's semantics; each difference is noted."""
         for level in self.levels:
             self._note_ignored(level, "")
-        told = [f"mergekit's {self.method.name}: {differs}" for _, differs in self.method.mergekit.values() if differs]
+        found = self._given(self.levels, self.where, layers, per_model=False)
+        theirs = {name: told for name, told in self.method.mergekit.items() if told[1] and name not in found}
+        told = [f"mergekit's {self.method.name}: {differs}" for _, differs in theirs.values()]
         self.notes += [note for note in told if note not in self.notes]
-        chosen = {name: value for name, (value, differs) in self.method.mergekit.items() if name and differs}
-        theirs = {name: self.where.with_value(value) for name, value in chosen.items()}
-        return theirs | self._given(self.levels, self.where, layers, per_model=False)
+        return found | {name: self.where.with_value(value) for name, (value, _) in theirs.items() if name}
 
     def of_model(self, model: str, entry: Node, layers: range | None = None) -> Node:
         """The settings of one model: its own first, then the shared ones; its weight must be given.
@@ -82,11 +83,7 @@ class Parameters:
             self.faults.add(f"parameters is a mapping, not {kind(parameters)}", parameters)
         used = {parameter.name for parameter in self.used if parameter.per_model or not model}
         for name, node in (parameters.mapping if parameters else {}).items():
-            if name == "rescale" and self.method.name == "ties":
-                if node.value not in (False, None):
-                    what = "rescale (matching the L1 norm after trimming) is not done by this version"
-                    self.faults.add(what, node.start)
-            elif name in KNOWN and name not in used:
+            if name in KNOWN and name not in used:
                 where = f" of {model}" if model and name in self.method.parameters else ""
                 note = f"{name}{where} has no effect with mergekit's {self.method.name}; ignored"
                 self.notes += [note] if note not in self.notes else []

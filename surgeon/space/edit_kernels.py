@@ -65,7 +65,7 @@ class Editing(Kernel):
         return dict(self.method.signature.statistics) if self.blocks == "rows" else {}  # a whole tensor needs none
 
     @override
-    def observed(self, stack: Tensor, call: Call) -> list[tuple[int, Tensor]]:
+    def observed(self, stack: Tensor, call: Call, statistic: Statistic) -> list[tuple[int, Tensor]]:
         frame = call.wholes[0].to(stack.dtype)
         return [(matrix, frame[at].T @ stack[0][band]) for matrix, band, at in _bands(stack[0], call)]
 

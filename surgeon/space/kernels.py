@@ -73,8 +73,8 @@ class Kernel(ABC):
         """What must be known of the whole tensor first, by argument."""
         return {}
 
-    def observed(self, stack: Tensor, call: Call) -> Any:
-        """What the statistics look at, usually [k, n], of the inputs; a rows kernel is asked tile by tile."""
+    def observed(self, stack: Tensor, call: Call, statistic: Statistic) -> Any:
+        """What a statistic looks at, usually [k, n], of the inputs; a rows kernel is asked tile by tile."""
         return stack.reshape(len(stack), -1)
 
     def width(self, inputs: int, settings: Mapping[str, Any]) -> int:
@@ -157,8 +157,8 @@ class Merging(Kernel):
         return dict(self.method.signature.statistics)
 
     @override
-    def observed(self, stack: Tensor, call: Call) -> Tensor:
-        return self.method.observed(self._operands(stack, call.settings))
+    def observed(self, stack: Tensor, call: Call, statistic: Statistic) -> Tensor:
+        return self.method.observed(statistic, self._arguments(self._operands(stack, call.settings), call))
 
     @override
     def width(self, inputs: int, settings: Mapping[str, Any]) -> int:
@@ -177,6 +177,10 @@ class Merging(Kernel):
 
     def run(self, operands: Mapping[str, Any], call: Call) -> Tensor:
         """The function on its tensors, with the settings, statistics and noise of a call."""
+        return self.method.function(**self._arguments(operands, call))
+
+    def _arguments(self, operands: Mapping[str, Tensor], call: Call) -> dict[str, Any]:
+        """The function's arguments by name, as far as they are known."""
         signature = self.method.signature
         plain = (parameter.argument for parameter in signature.parameters if parameter.argument not in operands)
         arguments = {**operands, **call.known} | {argument: call.settings[argument] for argument in plain}
@@ -184,7 +188,7 @@ class Merging(Kernel):
             seed, labels = call.settings["seed"], call.settings["labels"]
             tensor = call.block.tensor.partition("\0")[0]
             arguments[signature.noise] = Noise(seed, tensor, labels, call.block.start)
-        return self.method.function(**arguments)
+        return arguments
 
     def _entries(self, stack: Tensor, call: Call) -> tuple[Tensor, dict[str, Any]]:
         """The models' part of the stack, and the entries of artifacts by argument, one a model where it is so."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from surgeon.space.noise import Noise
 from surgeon.space.parameters import Each, OnBase, Operand, Parameter, Signature, read_signature
 from surgeon.space.registered import Registered
 from surgeon.space.schedule import Scalar
+from surgeon.space.statistics import Statistic
 
 P = ParamSpec("P")
 Blocks = Literal["elements", "rows", "whole"]
@@ -29,7 +31,8 @@ class MergeMethod(Registered, Generic[P]):
     where the default is what mergekit does). A setting that mergekit has too, by another default, is there with that;
     what differs without a setting has the name "". `equivariant` says which changes of a matrix's basis go through it,
     ``both`` where f(QτRᵀ) = Q f(τ) Rᵀ for Q and R with orthonormal columns, ``left`` where f(Qτ) = Q f(τ): adapters
-    are then merged in the space that their factors span.
+    are then merged in the space that their factors span. `check` says what is wrong with settings together, or None: a
+    function of some of them by argument, and of `models`, their number.
     """
 
     function: Callable[P, Tensor]
@@ -41,6 +44,7 @@ class MergeMethod(Registered, Generic[P]):
     mergekit: Mapping[str, tuple[Scalar, str]] = field(default_factory=dict)
     owner: str = ""
     equivariant: Literal["", "left", "both"] = ""
+    check: Callable[..., str | None] | None = None
 
     @property
     def needs_base(self) -> bool:
@@ -81,6 +85,13 @@ class MergeMethod(Registered, Generic[P]):
         wanted = (Operand.TASK_VECTORS, Operand.MODELS, Operand.VECTORS)
         return next(argument for argument, kind in self.signature.operands if kind in wanted)
 
+    def fault(self, settings: Mapping[str, Any], models: int) -> str | None:
+        """What is wrong with settings together, by argument, or None."""
+        if self.check is None:
+            return None
+        given = {**settings, "models": models}
+        return self.check(**{argument: given[argument] for argument in _arguments(self.check)})
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor:
         """Run on tensors in hand, [model, …]; statistics and noise not given are made of the whole tensors."""
         declared = inspect.signature(self.function)
@@ -99,17 +110,28 @@ class MergeMethod(Registered, Generic[P]):
         settings = {parameter.name: values[parameter.argument] for parameter in self.signature.parameters}
         for argument, statistic in self.signature.statistics:
             if values[argument] is statistic:
-                values[argument] = statistic.of(self.observed(values), settings)
+                looks = statistic.active(settings)
+                seen = self.observed(statistic, values) if looks else values[self.operand]
+                viewed = () if statistic.view is None else (count,)
+                values[argument] = statistic.of(seen, settings, *viewed)
         return self.function(*bound.args, **bound.kwargs)
 
-    def observed(self, operands: Mapping[str, Any]) -> Tensor:
-        """What statistics look at: the base (if the function asks for it with models) and the models, in order."""
+    def observed(self, statistic: Statistic, operands: Mapping[str, Any]) -> Tensor:
+        """What a statistic looks at: its view, [row, n], else the base (if the function asks for it) and the models."""
         import torch
 
+        if statistic.view is not None:
+            view = statistic.view(**{argument: operands[argument] for argument in _arguments(statistic.view)})
+            return view.reshape(-1, operands[self.operand][0].numel())
         base = next((argument for argument, kind in self.signature.operands if kind is Operand.BASE), None)
         if base is None or self.signature.asks(Operand.TASK_VECTORS):
             return operands[self.operand]
         return torch.cat([operands[base].unsqueeze(0), operands[self.operand]])
+
+
+@functools.cache
+def _arguments(function: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)
 
 
 def merge_method(
@@ -122,6 +144,7 @@ def merge_method(
     breaks: dict[str, str] | None = None,
     mergekit: dict[str, tuple[Scalar, str]] | None = None,
     equivariant: Literal["", "left", "both"] = "",
+    check: Callable[..., str | None] | None = None,
 ) -> Any:
     """Register a function as a merge method (bare, or with arguments).
 
@@ -130,7 +153,7 @@ def merge_method(
     `Noise` is randomness. `ranges` bounds numbers (``{"density": "(0, 1]"}``), `models` counts models without the base,
     `unchanged` holds settings at which a single model stays as it is, `mergekit` says how a translated recipe sets
     what mergekit does not have, `equivariant` which changes of basis of a matrix go through the method ("left" or
-    "both"), so that adapters are merged without their products.
+    "both"), so that adapters are merged without their products; `check` finds faults of settings together.
     """
 
     def register(decorated: Callable[P, Tensor]) -> MergeMethod[P]:
@@ -142,9 +165,8 @@ def merge_method(
             raise TypeError(f"{decorated.__name__}: equivariant is for whole task vectors alone, without statistics")
         if fault := _entries_fault(signature, blocks):
             raise TypeError(f"{decorated.__name__}: {fault}")
-        return MergeMethod(
-            decorated, blocks, signature, models, unchanged or {}, breaks or {}, mergekit or {}, equivariant=equivariant
-        )
+        promises = unchanged or {}, breaks or {}, mergekit or {}
+        return MergeMethod(decorated, blocks, signature, models, *promises, equivariant=equivariant, check=check)
 
     return register if function is None else register(function)
 

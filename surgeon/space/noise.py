@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-# Two rounds of a 32-bit multiply-xorshift mix (the constants of Chris Wellons' "lowbias32", public domain), on int64.
-_MIX = ((16, 0x7FEB352D), (15, 0x846CA68B))
-_LOW = 0xFFFFFFFF
+# Two rounds of a 32-bit multiply-xorshift mix (the constants of Chris Wellons' "lowbias32", public domain).
+_MIX = ((16, np.uint32(0x7FEB352D)), (15, np.uint32(0x846CA68B)))
+_LAST = 16
+#: Numbers hashed at once, so that they stay in cache: flat indices between two multiples of it.
+_PIECE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -23,21 +27,46 @@ class Noise:
     start: int = 0
 
     def uniform(self, like: Tensor) -> Tensor:
-        """Numbers in [0, 1) with 24 bits, shaped as `like`: [model, …], float32."""
-        count = like[0].numel()
-        index = torch.arange(self.start, self.start + count, dtype=torch.int64, device=like.device)
-        drawn = [self._hash(index, model) for model in range(like.shape[0])]
-        return (torch.stack(drawn) >> 8).float().mul(2.0**-24).reshape(like.shape)
+        """Numbers in [0, 1) with 24 bits, shaped as `like`: [model, …], float32. They are made on the CPU."""
+        if like.device.type == "meta":
+            return torch.empty_like(like, dtype=torch.float32)
+        drawn = np.empty((like.shape[0], like[0].numel()), dtype=np.float32)
+        for model, numbers in enumerate(drawn):
+            self._fill(numbers, model)
+        return torch.from_numpy(drawn).reshape(like.shape).to(like.device)
 
-    def _hash(self, index: Tensor, model: int) -> Tensor:
+    def _fill(self, numbers: np.ndarray, model: int) -> None:
         name = self.models[model] if self.models else model
         digest = hashlib.sha256(f"{self.seed}\0{self.tensor}\0{name}".encode()).digest()
         low, high = (int.from_bytes(digest[i : i + 4], "little") for i in (0, 4))
-        state = _mix((index & _LOW) ^ low)
-        return _mix((state + (index >> 32) + high) & _LOW)
+        spare = np.empty(min(_PIECE, len(numbers)), dtype=np.uint32)
+        for first, stop in _pieces(self.start, self.start + len(numbers)):
+            above, below = divmod(first, 1 << 32)
+            state = np.arange(stop - first, dtype=np.uint32)
+            state += np.uint32(below)
+            state ^= np.uint32(low)
+            _mix(state, spare)
+            state += np.uint32((above + high) & 0xFFFFFFFF)
+            _mix(state, spare)
+            state >>= 8
+            part = numbers[first - self.start : stop - self.start]
+            np.multiply(state, np.float32(2.0**-24), out=part, casting="unsafe")
 
 
-def _mix(state: Tensor) -> Tensor:
+def _pieces(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Runs of flat indices that cross no multiple of `_PIECE`: the upper half of their 64 bits is one number each."""
+    while start < stop:
+        end = min(start // _PIECE * _PIECE + _PIECE, stop)
+        yield start, end
+        start = end
+
+
+def _mix(state: np.ndarray, spare: np.ndarray) -> None:
+    """Hash 32-bit numbers in place."""
+    spare = spare[: len(state)]
     for shift, factor in _MIX:
-        state = ((state ^ (state >> shift)) * factor) & _LOW
-    return state ^ (state >> 16)
+        np.right_shift(state, shift, out=spare)
+        state ^= spare
+        state *= factor
+    np.right_shift(state, _LAST, out=spare)
+    state ^= spare

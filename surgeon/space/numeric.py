@@ -6,6 +6,7 @@ change their order with the length and the CPU.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,6 +15,10 @@ from torch import Tensor
 
 #: Elements that one leaf of a reduction covers; blocks start at multiples of it.
 CHUNK = 4096
+#: Partial sums of a leaf that are added up in float64.
+_WIDE = 64
+#: Terms of the series of exp, enough below 1/4.
+_TERMS = 7
 
 
 @contextmanager
@@ -45,6 +50,18 @@ def sign_of(values: Tensor) -> Tensor:
     return torch.sign(values).add_(0.5).sign_()
 
 
+def exponential(values: Tensor, bound: float) -> Tensor:
+    """exp of values in [0, bound], overwritten, to some 1e-5: torch's differs between CPUs and block lengths."""
+    halvings = max(math.ceil(math.log2(4 * bound)), 0)
+    values.mul_(2.0**-halvings)
+    result = values / _TERMS + 1
+    for term in range(_TERMS - 1, 0, -1):
+        result.mul_(values).div_(term).add_(1)
+    for _ in range(halvings):
+        result.square_()
+    return result
+
+
 def column(numbers: Sequence[float], like: Tensor) -> Tensor:
     """Numbers, one a model, as a tensor that multiplies [model, …]."""
     return torch.tensor(numbers, dtype=like.dtype, device=like.device).reshape(-1, *[1] * (like.ndim - 1))
@@ -55,6 +72,19 @@ def chunk_sums(values: Tensor) -> Tensor:
     short = -values.numel() % CHUNK
     padded = torch.nn.functional.pad(values.double(), (0, short)) if short else values.double()
     return _halve(padded.reshape(-1, CHUNK))
+
+
+def row_sums(rows: Tensor) -> Tensor:
+    """Sums over leaves of `CHUNK` elements of each row, [k, n] → [k, ⌈n/CHUNK⌉], float64 after six halvings.
+
+    A third of the time of `chunk_sums`, exact to the rounding of six additions: for means, not for what cancels.
+    """
+    short = -rows.shape[1] % CHUNK
+    parts = (torch.nn.functional.pad(rows, (0, short)) if short else rows).reshape(-1, CHUNK)
+    half = parts[:, : CHUNK // 2] + parts[:, CHUNK // 2 :]
+    while half.shape[1] > _WIDE:
+        half = half[:, : half.shape[1] // 2].add_(half[:, half.shape[1] // 2 :])
+    return _halve(half.double()).reshape(len(rows), -1)
 
 
 def tree_sum(leaves: Tensor) -> float:

@@ -232,7 +232,7 @@ def _in_bands(method: Method, case: Case, tensor: Tensor, axis: int, rows: int) 
         found = statistic.begin(1, tensor.numel(), settings)
         partials: dict[Any, Any] = {}
         for stack, block in bands:
-            seen: Any = (kernel.observed(stack.clone(), replace(call, block=block)),)
+            seen: Any = (kernel.observed(stack.clone(), replace(call, block=block), statistic),)
             place = (0, block.start)
             statistic.collect(found, partials, place, statistic.observe(found, seen[0], place))
         known[name] = statistic.conclude(found, partials)

@@ -18,9 +18,9 @@ ROWS = [Encoded(row, 4) for row in TOKENS.tolist()]
 
 
 def read_by(model, module, encoded) -> torch.Tensor:
-    """What a layer reads over whole passes, first tokens left out, float64."""
+    """What a layer reads over whole passes, the first token too, float64."""
     seen = []
-    hook = module.register_forward_pre_hook(lambda module, args: seen.append(args[0][0, 1:].double()))
+    hook = module.register_forward_pre_hook(lambda module, args: seen.append(args[0][0].double()))
     with torch.no_grad():
         for one in encoded:
             model(torch.tensor([one.ids]))
@@ -40,7 +40,7 @@ def test_every_linear_layer_of_a_chat_model(loaded, encoded, tmp_path: Path, lay
             torch.testing.assert_close(
                 gram.tensors[place.entry].double(), seen.T @ seen / len(seen), rtol=1e-4, atol=1e-6
             )
-    assert gram.about["tokens"] == sum(len(one.ids) - 1 for one in encoded)
+    assert gram.about["tokens"] == sum(len(one.ids) for one in encoded)
     assert gram.about["name"] == "tiny"
 
 

@@ -60,9 +60,17 @@ def varying(parameter=None):
     return st.one_of(layers, st.builds(lambda a, b, n: Rules((*a, *b), n), some, last, names))
 
 
+def artifacts(parameter):
+    """A file, or what is measured on the neutral text or on a file's prompts."""
+    fits = st.builds(space.DataFit, st.just(parameter.type.kind), st.one_of(st.just(""), paths))
+    return st.one_of(paths, fits)
+
+
 def settings_of(method, *, per_model):
     options = {
-        p.name: st.one_of(scalars(p), varying(p)) for p in method.parameters.values() if p.per_model or not per_model
+        p.name: artifacts(p) if p.per_tensor else st.one_of(scalars(p), varying(p))
+        for p in method.parameters.values()
+        if p.per_model or not per_model
     }
     required = {n: s for n, s in options.items() if method.parameters[n].required}
     optional = {n: s for n, s in options.items() if n not in required}
