@@ -25,10 +25,10 @@ from surgeon.engine.workspace import Workspace, hidden, refuse_existing, refuse_
 from surgeon.errors import OutputError, SurgeonError
 from surgeon.planning.plan import Plan
 from surgeon.planning.step import Target
+from surgeon.space.sides import Sides
 from surgeon.store.files import disk_errors
 from surgeon.store.header import Stored
 from surgeon.store.layout import same_as_source
-from surgeon.store.side_files import side_files
 from surgeon.store.writer import FolderWriter
 from surgeon.tensors import FLOATS
 
@@ -134,17 +134,19 @@ def _finish(
     plan: Plan, writer: FolderWriter, done: dict[str, Record], given: str | None, resolved: str,
     artifacts: Mapping[str, Artifact],
 ) -> dict[str, object]:  # fmt: skip
-    sides = [(path, path.relative_to(plan.files_from.root).as_posix()) for path in side_files(plan.files_from)]
-    texts = _config_changes(plan)
-    hashes = {name: blake3(texts.get(name) or path.read_bytes()).digest() for path, name in sides}
+    sides = Sides.of(plan.files_from).changed(plan.files).changed(_config_changes(plan)).files
+    texts = {name: content for name, content in sides.items() if isinstance(content, bytes)}
+    paths = [(content, name) for name, content in sides.items() if isinstance(content, Path)]
+    hashes = {name: blake3(data).digest() for name, data in texts.items()}
+    hashes |= {name: blake3(path.read_bytes()).digest() for path, name in paths}
     content = receipt_content(plan, done, given, resolved, hashes, artifacts)
     texts |= {NAME: _json(content, 1), "README.md": model_card(plan, resolved).encode()}
     for name, artifact in artifacts.items():
         if isinstance(artifact, PerTensor) and artifact.file is not None:
-            sides.append((artifact.file, f"surgeon/{name}"))
+            paths.append((artifact.file, f"surgeon/{name}"))
         else:
             texts[f"surgeon/{name}"] = artifact.to_bytes()
-    writer.finish(sides, texts | {"surgeon/recipe.yaml": resolved.encode()})
+    writer.finish(paths, texts | {"surgeon/recipe.yaml": resolved.encode()})
     return content
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from surgeon.errors import CheckpointError
 from surgeon.measuring.config_defaults import as_class_reads
 from surgeon.measuring.verdict import Finding, mismatch, note
+from surgeon.space.sides import Content, Sides
 from surgeon.store.checkpoint import Checkpoint
 from surgeon.store.json_files import read_object
-from surgeon.store.side_files import side_files
 from surgeon.tensors import FLOATS
 
 #: Keys of a config without influence on what the model computes; its dtype is compared with the weights instead.
@@ -26,27 +26,33 @@ _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "add_bos_token",
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
 
-def check_side_files(source: Checkpoint, result: Checkpoint, changes: Mapping[str, Any]) -> Iterator[Finding]:
+def check_side_files(
+    source: Checkpoint, result: Checkpoint, changes: Mapping[str, Any], files: Mapping[str, Content | None]
+) -> Iterator[Finding]:
     """What differs, in substance, between the files a result should carry and those it has.
 
-    `changes` are the keys of the config that a reshape sets.
+    `changes` are the keys of the config that a reshape sets, `files` what it makes of other files.
     """
     if result.single_file or source.single_file:
         yield note("config.json", "not compared: one side is a single file of weights")
         return
-    for path in side_files(source):
-        name = path.relative_to(source.root).as_posix()
+    sides = Sides.of(source).changed(files)
+    for name, content in sides.files.items():
         other = result.root / name
         try:
             if name == "config.json":
                 yield from _config(source, result, changes)
             elif not other.is_file():
                 yield from () if name in _TEMPLATES else (note(name, "is not there; what reads it must take another"),)
-            elif other.read_bytes() != path.read_bytes() and name not in _TEMPLATES:
-                yield _compared(name, path, other)
+            elif other.read_bytes() != _bytes(content) and name not in _TEMPLATES:
+                yield _compared(name, sides, other)
         except CheckpointError as error:
             yield mismatch(name, error.message)
-    yield from _templates(source.root, result.root)
+    yield from _templates(sides, result.root)
+
+
+def _bytes(content: Content) -> bytes:
+    return content if isinstance(content, bytes) else content.read_bytes()
 
 
 def _config(source: Checkpoint, result: Checkpoint, changes: Mapping[str, Any]) -> Iterator[Finding]:
@@ -101,11 +107,11 @@ def _dtype(source: Checkpoint, result: Checkpoint) -> Iterator[Finding]:
         yield note("config.json", message) if named == was else mismatch("config.json", message)
 
 
-def _compared(name: str, path: Path, other: Path) -> Finding:
+def _compared(name: str, sides: Sides, other: Path) -> Finding:
     """Files of one name whose bytes differ."""
     if not name.endswith(".json"):
         return mismatch(name, "differs from the source's")
-    expected, found = read_object(path), read_object(other)
+    expected, found = sides.json(name), read_object(other)
     shared = [key for key in expected if key in found]
     keys = {
         "tokenizer.json": _TOKENIZER,
@@ -125,28 +131,28 @@ def _meant(key: str, value: Any) -> Any:
     return value.get("content", value) if key in _SPECIAL and isinstance(value, Mapping) else value
 
 
-def _templates(source: Path, result: Path) -> Iterator[Finding]:
+def _templates(sides: Sides, result: Path) -> Iterator[Finding]:
     """A chat template may stand in a file of its own or in tokenizer_config.json."""
-    expected, found = _template(source), _template(result)
+    expected, found = _template(sides), _template(_beside(result))
     if expected and found and expected != found:
         yield mismatch("chat template", "differs from the source's")
     if expected and not found and (result / "tokenizer_config.json").is_file():
         yield mismatch("chat template", "is missing")
 
 
-def _template(root: Path) -> str:
-    path = root / _TEMPLATES[0]
-    if path.is_file():
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    for path in (root / _TEMPLATES[1], root / "tokenizer_config.json"):
-        try:
-            template = read_object(path).get("chat_template") if path.is_file() else None
-        except CheckpointError:
-            # A damaged file is told where the files are compared.
-            return ""
-        if isinstance(template, str):
-            return template.strip()
-    return ""
+def _beside(folder: Path) -> Sides:
+    """The files of a folder that may hold a template."""
+    return Sides(
+        "", {name: folder / name for name in (*_TEMPLATES, "tokenizer_config.json") if (folder / name).is_file()}
+    )
+
+
+def _template(sides: Sides) -> str:
+    try:
+        return (sides.chat_template or "").strip()
+    except (CheckpointError, UnicodeDecodeError):
+        # A damaged file is told where the files are compared.
+        return ""
 
 
 def _short(value: Any) -> str:

@@ -42,7 +42,7 @@ def judge_folder(folder: Path, plan: Plan, listener: Listener | None) -> Verdict
         return Verdict(str(folder), CLAIM, "", (mismatch("weights", error.message),))
     with closing(Files()) as files:
         findings, matched = pairs(plan, checkpoint, files)
-        findings += check_side_files(plan.files_from, checkpoint, plan.config)
+        findings += check_side_files(plan.files_from, checkpoint, plan.config, plan.files)
         for name in stray_weights(folder, set(checkpoint.shard_of.values())):
             findings.append(note(name, _STRAY))
         total = sum(stored.spec.nbytes for _, stored in matched)

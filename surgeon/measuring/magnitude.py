@@ -34,7 +34,7 @@ def magnitude(evaluator: Evaluator, key: Key, start: int, stop: int) -> Tensor:
         return _low_rank(evaluator, step, start, stop)
     if step.kernel.startswith("edit:") and any(need.whole for need in step.inputs):
         return _edited(evaluator, step, start, stop)
-    aligned = [need.key for need in step.inputs if not need.whole]
+    aligned = [need.key for need in step.inputs if not need.whole and need.rows is None]
     if not aligned:
         return evaluator.value(key, start, stop).double().abs()
     parts = [magnitude(evaluator, need, start, stop) for need in aligned]

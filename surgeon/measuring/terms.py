@@ -66,7 +66,7 @@ def take_apart(plan: Plan, target: Target) -> Anatomy:
     """The start and the terms of a computed target."""
     step, steps = before_rounding(plan.steps, target.key), dict(plan.steps)
     values = step.values
-    keys = [need.key for need in step.inputs if not need.whole] or [step.key]
+    keys = [need.key for need in step.inputs if not need.whole and need.rows is None] or [step.key]
     keys = keys[: values.get("models")]  # behind the models may come what was measured on each
     shares = _shares(step)
     if shares is None:

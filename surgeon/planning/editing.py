@@ -46,12 +46,14 @@ def reshaped(expr: Reshape, resolver: Resolver) -> Reshaped:
     inner = tuple(resolver.on(None)(part.of) for part in expr.parts)
     for node in inner:
         check_mass(node, wanted=(1,), origin=expr.origin)
-    operands = [Operand(node.label, node.config, part.layers, node.table, part.targets)
-                for part, node in zip(expr.parts, inner, strict=True)]  # fmt: skip
+    numbers = [inner.index(node) for node in inner]
+    operands = [Operand(node.label, node.config, part.layers, node.table, part.targets, node.sides, number)
+                for part, node, number in zip(expr.parts, inner, numbers, strict=True)]  # fmt: skip
     drawn = reshaping.tensors(operands, settings)
     config = {**operands[0].config, **reshaping.config(operands, settings)}
+    sides = inner[0].sides.changed(reshaping.files(operands, settings))
     table = {name: one.spec for name, one in drawn.items()}
-    return Reshaped(str(expr), inner, drawn, table, config, tuple(reshaping.notes(operands, settings)))
+    return Reshaped(str(expr), inner, drawn, table, config, sides, tuple(reshaping.notes(operands, settings)))
 
 
 def _refuse_quantised(expr: Edit, sources: Sources) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from surgeon.anatomy.describe import Anatomy, Place
 from surgeon.artifacts.direction import OWN, OWN_MID, Direction
@@ -13,7 +16,8 @@ from surgeon.planning.step import Input, Key
 from surgeon.space.coefficient import Coefficient
 from surgeon.space.edit import EditMethod
 from surgeon.space.expr import ONE, Settings
-from surgeon.space.reshape import Drawn, Table
+from surgeon.space.reshape import Drawn, Rows, Table
+from surgeon.space.sides import Sides
 from surgeon.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -59,6 +63,11 @@ class Edited:
     def config(self) -> Mapping[str, Any]:
         """The operand's."""
         return self.inner.config
+
+    @property
+    def sides(self) -> Sides:
+        """The operand's."""
+        return self.inner.sides
 
     @property
     def mass(self) -> Coefficient:
@@ -122,6 +131,7 @@ class Reshaped:
     drawn: Mapping[str, Drawn]
     table: Table
     config: Mapping[str, Any]
+    sides: Sides
     notes: tuple[str, ...] = ()
 
     @property
@@ -132,8 +142,25 @@ class Reshaped:
     def lower(self, tensor: str, graph: Graph) -> Key | None:
         """The part's tensor it holds, or a step of the kernel that makes it of whole tensors."""
         drawn = self.drawn[tensor]
+        if drawn.rows:
+            return self._gathered(tensor, drawn, graph)
         keys = [key for part, name in drawn.inputs if (key := graph.key(self.inner[part], name)) is not None]
         if not drawn.kernel:
             return keys[0]
         inputs = tuple(Input(key, whole=True) for key in keys)
         return graph.add(self, tensor, drawn.kernel, inputs, dict(drawn.settings))
+
+    def _gathered(self, tensor: str, drawn: Drawn, graph: Graph) -> Key:
+        """The step that takes rows of its inputs, and one more that pads them."""
+        keys = [graph.key(self.inner[part], name) for part, name in drawn.inputs]
+        inputs = tuple(Input(key, rows=rows) for key, rows in zip(keys, drawn.rows, strict=True) if key is not None)
+        having = sum((rows.index >= 0).astype(np.int32) for rows in drawn.rows)
+        settings: dict[str, Any] = {"shares": None if np.all(having == 1) else Rows(np.asarray(having))}
+        if not drawn.padding:
+            return graph.add(self, tensor, "rows:gather", inputs, settings)
+        count, shape = len(drawn.rows[0].index), self.table[tensor].shape
+        spec = TensorSpec("F32", (count, *shape[1:]))
+        gathered = graph.add(self, tensor, "rows:gather", inputs, settings, "rows", spec)
+        index = np.concatenate([np.arange(count, dtype=np.int32), np.full(drawn.padding, -1, np.int32)])
+        padding = {"rows": count, "columns": math.prod(shape[1:])}
+        return graph.add(self, tensor, "rows:padded", (Input(gathered, rows=Rows(index)),), padding)

@@ -6,15 +6,19 @@ and whole kernels the whole tensor.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from surgeon.planning.step import Key, Step, below
 from surgeon.space.kernels import TILE, Block, Call, Kernel, kernel_named
 from surgeon.space.numeric import CHUNK
+from surgeon.space.row_kernels import ABSENT
 from surgeon.space.statistics import Statistic
 from surgeon.store.header import Stored
 
@@ -105,8 +109,27 @@ class Evaluator:
         aligned = [need for need in step.inputs if not need.whole]
         stack = self._empty(step, len(aligned), stop - start)
         for row, need in zip(stack, aligned, strict=True):
-            self.value(need.key, start, stop, row)
+            if need.rows is None:
+                self.value(need.key, start, stop, row)
+            else:
+                self._gather(need.key, need.rows.index, start, stop, row)
         return stack
+
+    def _gather(self, key: Key, index: np.ndarray, start: int, stop: int, out: Tensor) -> None:
+        """Fill `out`, [start, stop) of a tensor whose rows are `index` of another value; runs are read at once."""
+        shape = self.steps[key].spec.shape
+        columns = math.prod(shape[1:])
+        first = start // columns
+        rows = index[first : -(-stop // columns)]
+        ends = np.flatnonzero(np.diff(rows) != (rows[:-1] >= 0)) + 1
+        for begin, end in itertools.pairwise((0, *ends.tolist(), len(rows))):
+            low, high = max((first + begin) * columns, start), min((first + end) * columns, stop)
+            part, row = out[low - start : high - start], int(rows[begin])
+            if row < 0:
+                part.fill_(ABSENT)
+            else:
+                shift = (row - first - begin) * columns
+                self.value(key, low + shift, high + shift, part)
 
     def _tiles(self, step: Step, kernel: Kernel, start: int, stop: int, out: Tensor | None) -> Tensor:
         size, count = tile_elements(step.spec.shape, kernel.tile), step.spec.count

@@ -50,7 +50,8 @@ def as_dict(plan: Plan) -> dict[str, Any]:
     return {
         "tensors": [_tensor(target) for target in plan.targets],
         "dropped": list(plan.dropped), "files_from": plan.files_from.ref, "warnings": list(plan.warnings),
-        "config": dict(plan.config), "edits": [claim.to_dict() for claim in claims(plan)],
+        "config": dict(plan.config), "changed_files": _files(plan),
+        "edits": [claim.to_dict() for claim in claims(plan)],
         "reshapes": [{"reshape": one.reshape, "of": _parts(one)} for one in _reshaped(plan)],
         "fits": [_fit_data(plan, fit) for fit in plan.fits],
         "shards": [file.name for file in plan.layout.files], "workers": plan.workers, "tier": plan.tier,
@@ -132,13 +133,22 @@ def _reshapes(plan: Plan) -> list[str]:
 
 
 def _config(plan: Plan) -> list[str]:
-    """The keys of config.json that change."""
+    """The keys of config.json that change, and the other files that do."""
     before = plan.files_from.config
     return [
-        f"config.json: {key}: {json.dumps(before[key]) if key in before else 'not set'} → {json.dumps(value)}"
-        for key, value in plan.config.items()
-        if key not in before or before[key] != value
+        *_files(plan),
+        *(
+            f"config.json: {key}: {json.dumps(before[key]) if key in before else 'not set'} → {json.dumps(value)}"
+            for key, value in plan.config.items()
+            if key not in before or before[key] != value
+        ),
     ]
+
+
+def _files(plan: Plan) -> list[str]:
+    """What becomes of files that the result does not have as they lie."""
+    said = {bytes: "edited", type(None): "left out"}
+    return [f"{name}: {said.get(type(content), f'from {content}')}" for name, content in sorted(plan.files.items())]
 
 
 def _tensor(target: Target) -> dict[str, Any]:

@@ -10,7 +10,10 @@ from surgeon.planning.evaluation import measured, rounds
 from surgeon.planning.step import Key, Step, Steps
 from surgeon.space.kernels import kernel_named
 
-_WORDS = {"low_rank": "adapter", "dora": "DoRA adapter", "BF16": "compensated rounding", "F16": "compensated rounding"}
+_WORDS = {
+    "low_rank": "adapter", "dora": "DoRA adapter", "BF16": "compensated rounding", "F16": "compensated rounding",
+    "gather": "rows by token", "padded": "padding",
+}  # fmt: skip
 #: Steps that only prepare others.
 _SILENT = ("load", "zeros", "frame:columns", "span:columns")
 

@@ -15,6 +15,7 @@ from surgeon.space.coefficient import Coefficient
 from surgeon.space.expr import ONE, DataFit, MergeSettings
 from surgeon.space.parameters import Each, Parameter
 from surgeon.space.schedule import Layers, Rules
+from surgeon.space.sides import Sides
 from surgeon.store.adapter import LowRank, Replacement
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Point:
     label: str
     source: Checkpoint
     table: Table
+    sides: Sides
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -69,6 +71,11 @@ class Delta:
     def config(self) -> Mapping[str, Any]:
         """The base's."""
         return self.base.config
+
+    @property
+    def sides(self) -> Sides:
+        """The base's."""
+        return self.base.sides
 
     @property
     def mass(self) -> Coefficient:
@@ -124,6 +131,11 @@ class Sum:
     def config(self) -> Mapping[str, Any]:
         """That of its first point; of differences alone, their base's."""
         return (self.points or self.differences)[0][0].config
+
+    @property
+    def sides(self) -> Sides:
+        """Those of its first point."""
+        return (self.points or self.differences)[0][0].sides
 
     def lower(self, tensor: str, graph: Graph) -> Key | None:
         """One `combine` step of the terms that matter here; the anchor itself when it alone is left."""
@@ -182,6 +194,11 @@ class Mix:
     def config(self) -> Mapping[str, Any]:
         """The base's, else the first member's."""
         return (self.base or self.members[0][0]).config
+
+    @property
+    def sides(self) -> Sides:
+        """The base's, else the first member's."""
+        return (self.base or self.members[0][0]).sides
 
     @property
     def mass(self) -> Coefficient:

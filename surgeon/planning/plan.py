@@ -20,13 +20,15 @@ from surgeon.planning.patterns import check_patterns
 from surgeon.planning.prepare import fits, untied
 from surgeon.planning.promises import changed_gains, promise_of, standing, undone
 from surgeon.planning.resolve import Node, Resolver, check_mass
-from surgeon.planning.side_files import config_changes, files_model
+from surgeon.planning.side_files import config_changes, file_changes, files_model
 from surgeon.planning.sources import Sources, open_sources
 from surgeon.planning.spanning import check_spanning
 from surgeon.planning.step import Input, Steps, Target
+from surgeon.planning.tokens import other_tokens
 from surgeon.space.expr import Fit, Model
 from surgeon.space.output import Output, Recipe
 from surgeon.space.select import matches
+from surgeon.space.sides import Content
 from surgeon.store.adapter import Adapter
 from surgeon.store.checkpoint import Checkpoint
 from surgeon.store.layout import Layout, lay_out
@@ -38,7 +40,10 @@ Readable = Checkpoint | Adapter | PerTensor
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What will be read, computed and written. `explain()` says it in words; nothing has been read."""
+    """What will be read, computed and written. `explain()` says it in words; nothing has been read.
+
+    `config` and `files` are what is not as in `files_from`: keys of config.json; whole files, None for those left out.
+    """
 
     recipe: Recipe
     options: Options
@@ -52,6 +57,7 @@ class Plan:
     peak: int
     warnings: tuple[str, ...]
     config: Mapping[str, Any]
+    files: Mapping[str, Content | None]
     fits: tuple[Fit | Measuring, ...]
     artifacts: tuple[PerTensor, ...] = ()
 
@@ -147,10 +153,12 @@ def _build(recipe: Recipe, options: Options) -> Plan:
         (
             *_notes(resolver),
             *_warnings(targets, sources, recipe.output.dtype, giver),
+            *other_tokens(resolver),
             *undone(graph.steps, (target.key for target in targets)),
             *changed_gains(graph, root, targets),
         ),
-        config_changes(root, recipe.expr, sources),
+        config_changes(root, recipe, resolver),
+        file_changes(root, recipe, resolver),
         (*fits(recipe.expr), *measurings(recipe.expr, sources)),
         artifacts(recipe.expr),
     )

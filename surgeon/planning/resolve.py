@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from surgeon.anatomy.family import families
+from surgeon.anatomy.vocabulary import vocabulary_tensors
 from surgeon.errors import MismatchError, Origin, RefusedError, SurgeonError
 from surgeon.planning.sources import Sources
 from surgeon.space.coefficient import Coefficient
 from surgeon.space.expr import ONE, Combination, Edit, Expr, Merge, MergeSettings, Model, Reshape
 from surgeon.space.method import MergeMethod
 from surgeon.space.registry import merge_method_named
+from surgeon.space.sides import Sides
 from surgeon.store.adapter import Adapter
 from surgeon.store.checkpoint import Checkpoint
 from surgeon.tensors import TensorSpec
@@ -45,6 +47,11 @@ class Node(Protocol):
     @property
     def config(self) -> Mapping[str, Any]:
         """Its config.json; empty where its files have none."""
+        ...
+
+    @property
+    def sides(self) -> Sides:
+        """The files beside its weights."""
         ...
 
     @property
@@ -104,7 +111,8 @@ def _model(expr: Model, resolver: Resolver) -> Node:
 
     source = resolver.sources[expr]
     if isinstance(source, Checkpoint):
-        return Point(str(expr), source, {name: stored.spec for name, stored in source.tensors.items()})
+        table = {name: stored.spec for name, stored in source.tensors.items()}
+        return Point(str(expr), source, table, replace(Sides.of(source), label=str(expr)))
     base = resolver.on(None)(expr.base_model) if expr.base_model is not None else resolver.base
     if expr.base_model is not None and base is not None:
         check_mass(base, wanted=(1,))
@@ -217,12 +225,31 @@ def same_tables(first: Node, second: Node) -> None:
 
 
 def _fitting(first: Node, second: Node) -> str:
-    """What makes two tables fit: where only a head is too many, the tied model needs one of its own."""
+    """What makes two tables fit: one vocabulary where only its rows differ, a head of its own for a tied model."""
     heads = {family.unembed for family in families().values()}
+    if hint := _vocabularies(first, second):
+        return hint
     for one, other in ((first, second), (second, first)):
-        if one.table.keys() - other.table.keys() <= heads and not other.table.keys() - one.table.keys():
+        more = one.table.keys() - other.table.keys()
+        if more and more <= heads and not other.table.keys() - one.table.keys():
             return (
                 f"{one.label} has a head of its own and {other.label} is tied: give {other.label} one first "
                 f"(reshape: untie), or keep the edit's embedding and head together (tied: both)"
             )
     return "models must share names, shapes and integer dtypes to be combined"
+
+
+def _vocabularies(first: Node, second: Node) -> str:
+    """What to do where tensors that have a row a token are all that differs, and only in their rows."""
+    shared = first.table.keys() & second.table.keys()
+    pairs = {name: (first.table[name].shape, second.table[name].shape) for name in shared}
+    differing = {name: shapes for name, shapes in pairs.items() if shapes[0] != shapes[1]}
+    rows_only = all(one[1:] == other[1:] for one, other in differing.values())
+    if not differing or not rows_only or not differing.keys() <= set(vocabulary_tensors(shared)):
+        return ""
+    one, other = next(iter(differing.values()))
+    return (
+        f"{first.label} has rows for {one[0]} tokens and {second.label} for {other[0]}: bring every model to one "
+        f"vocabulary first, {second.label} for one by reshape: vocab, of: {second.label}, "
+        f"with: [{first.label}, {second.label}] (in mergekit's YAML, tokenizer_source: union)"
+    )

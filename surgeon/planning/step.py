@@ -11,6 +11,7 @@ from surgeon.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from surgeon.planning.promises import Promise
+    from surgeon.space.reshape import Rows
 
 
 class Key(NamedTuple):
@@ -21,10 +22,11 @@ class Key(NamedTuple):
 
 
 class Input(NamedTuple):
-    """What a step needs: the same block of another value, or a whole value first."""
+    """What a step needs: the same block of another value, a whole value first, or `rows` of another value by number."""
 
     key: Key
     whole: bool = False
+    rows: Rows | None = None
 
 
 class Step(NamedTuple):

@@ -50,7 +50,7 @@ class _Writer:
         self.steps: dict[str, Any] = {}
         self.names: dict[Expr, str] = {}
         self._along: dict[DirectionRef, str] = {}
-        self._taken: set[str] = set()
+        self._taken: set[str] = {"union"}  # the word for all tokens in a step of reshape: vocab
 
     def define(self, root: Expr) -> None:
         """Write every part of an expression that is not written yet, parts before what is made of them."""
@@ -158,5 +158,6 @@ def _output(output: Output, writer: _Writer) -> dict[str, Any]:
         "files_from": output.files_from and writer.names[output.files_from],
         "rounding": None if output.rounding == "nearest" else output.rounding,
         "drop": list(output.drop) or None,
+        "chat_template": output.chat_template,
     }
     return {key: value for key, value in written.items() if value is not None}

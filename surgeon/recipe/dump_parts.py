@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from surgeon.errors import RefusedError
+from surgeon.recipe.part_settings import part_data
 from surgeon.space.expr import DataFit, DirectionRef, Edit, Expr, Fit, MergeSettings, Part, Reshape
 from surgeon.space.fitter import SETS
 from surgeon.space.registry import reshape_named
@@ -64,7 +65,8 @@ def reshape_data(reshape: Reshape, names: Mapping[Expr, str]) -> Iterator[tuple[
         yield "of", names[first.of]
         if further:
             yield "with", [names[part.of] for part in further]
-    yield from settings_data(reshape.settings).items()
+    called = [names[part.of] for part in reshape.parts]
+    yield from ((name, setting_data(part_data(value, called))) for name, value in reshape.settings)
 
 
 def _part(part: Part, names: Mapping[Expr, str]) -> Iterator[tuple[str, str]]:

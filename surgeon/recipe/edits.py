@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from surgeon.recipe.document import Faults, Node
 from surgeon.recipe.entries import Entry, Kind, Use, used
-from surgeon.space.expr import Edit, Part, Reshape
+from surgeon.recipe.part_settings import read_part_setting
+from surgeon.space.expr import Edit, Part, Reshape, settings
+from surgeon.space.parts import base_of
 from surgeon.space.registry import edits, reshapes
 
 
@@ -56,7 +58,15 @@ def build_reshape(entry: Entry, faults: Faults) -> Reshape | None:
     else:
         parts = tuple(Part(entry.known[name]) for name in (read.of, *(getattr(read, "with_", None) or ())))
     given = entry.settings(reshaping.parameters, read, entry.node)
-    return Reshape(read.reshape, parts, given, name=entry.name, origin=entry.node.start)
+    numbers = [[part.of for part in parts].index(part.of) for part in parts]
+    names = {use.name: numbers[number] for number, use in enumerate(reshape_uses(entry.node) or ())}
+    chosen = {
+        name: read_part_setting(
+            reshaping.parameters[name], value, names, base_of(numbers), entry.node.mapping[name], faults
+        )
+        for name, value in given
+    }
+    return Reshape(read.reshape, parts, settings(chosen), name=entry.name, origin=entry.node.start)
 
 
 EDIT = Kind(edit_uses, build_edit)

@@ -104,4 +104,5 @@ def _read(shape: Any, definition: Definition) -> Any:
 def _output(node: Node, read: Any, built: Mapping[str, Expr]) -> Output:
     files_from = built[read.files_from] if read.files_from else None
     rounding = read.rounding or Output.rounding
-    return Output(read.dtype, read.shard_size, files_from, rounding, tuple(read.drop or ()), origin=node.start)
+    drop, template = tuple(read.drop or ()), read.chat_template
+    return Output(read.dtype, read.shard_size, files_from, rounding, drop, template, origin=node.start)

@@ -10,19 +10,17 @@ from surgeon.recipe.document import Faults, Node, kind
 from surgeon.recipe.mergekit_modules import of_modules
 from surgeon.recipe.mergekit_references import References
 from surgeon.recipe.mergekit_slices import Scope, of_models, of_slices
+from surgeon.recipe.mergekit_tokenizer import vocabulary_steps
 from surgeon.recipe.names import identifier
 from surgeon.space.method import MergeMethod
 from surgeon.space.registry import merge_methods
 from surgeon.tensors import FLOATS
 
 STEP = "merged"
-_LATER = {
-    "tokenizer": "tokenizer surgery is",
-    "chat_template": "setting a chat template is",
-}
 _FORMS = {"models": of_models, "slices": of_slices, "modules": of_modules}
 _KEYS = {
-    "merge_method", *_FORMS, "parameters", "base_model", "dtype", "out_dtype", "tokenizer_source", "name", *_LATER,
+    "merge_method", *_FORMS, "parameters", "base_model", "dtype", "out_dtype", "tokenizer_source", "tokenizer",
+    "chat_template", "name",
 }  # fmt: skip
 
 
@@ -62,6 +60,8 @@ def _merged(
         faults.check()
     assert form is not None and method is not None
     scope = Scope(where, method, base, (root.get("parameters"),), references, faults, notes)
+    references.brought = {}
+    references.brought = vocabulary_steps(root, root.mapping[form], base, references, faults)
     made = _FORMS[form](root, scope, name)
     if base and not method.takes_base and (of := references.name(base)):
         output["files_from"] = base.with_value(of)
@@ -100,18 +100,10 @@ def _texts(node: Node) -> set[str]:
 
 def _check_keys(root: Node, faults: Faults, notes: list[str]) -> None:
     faults.unknown_keys(root, _KEYS, "mergekit's YAML")
-    for key, what in _LATER.items():
-        if node := root.get(key):
-            faults.add(f"{what} not done by this version", node.start)
     forms = [form for form in _FORMS if root.get(form)]
     if len(forms) != 1:
         found = f"there are {' and '.join(forms)}" if forms else "'models' is missing"
         faults.add(f"{found}: a merge has one of {', '.join(_FORMS)}", root)
-    source = root.get("tokenizer_source")
-    if source and source.text == "base":
-        notes.append("tokenizer_source: base: the base model's tokenizer files are kept as they are")
-    elif source:
-        faults.add(f"tokenizer_source: {kind(source)} is not done by this version; only base is", source)
 
 
 def _method(node: Node, faults: Faults) -> MergeMethod | None:
@@ -130,6 +122,8 @@ def _output(root: Node, faults: Faults, notes: list[str]) -> dict[str, Node]:
             found["dtype"] = node
         elif node:
             faults.add(f"{key}: {kind(node)} is not a dtype to merge in", node, nearest(node.text, FLOATS.values()))
+    if template := root.get("chat_template"):
+        found["chat_template"] = template
     if (dtype := root.get("dtype")) and dtype.text in ("float16", "bfloat16"):
         notes.append(f"dtype: {dtype.text}: mergekit computes in it; here float32 is rounded once")
     return found

@@ -49,7 +49,9 @@ def of_modules(root: Node, scope: Scope, name: str) -> str:
 def _joined(node: Node, made: Mapping[str, str], scope: Scope, name: str) -> str:
     """The first part gives the config, which slices of a text model change; the rest comes from a model as it is."""
     text = next((module for module in ("text_decoder", "decoder") if module in made), None)
-    whole = scope.references.name(scope.base) if scope.base else next(iter(scope.references.models), None)
+    references = scope.references
+    first = next(iter(references.models), None)
+    whole = references.name(scope.base) if scope.base else references.brought.get(first or "", first)
     if whole is None:
         return name
     parts = [(whole, "")] if text is None else [(made[text], ""), (whole, f"re:^(?!{_TENSORS[text]})")]
@@ -59,4 +61,4 @@ def _joined(node: Node, made: Mapping[str, str], scope: Scope, name: str) -> str
     scope.notes.append(
         "modules: tensors in no module named are kept as they are in " + whole + "; mergekit leaves them out"
     )
-    return scope.references.step(name, node.with_value(step))
+    return references.step(name, node.with_value(step))

@@ -9,7 +9,8 @@ from surgeon.recipe.names import exists, unique
 class References:
     """Gives every checkpoint met a name: m0, m1 …; an adapter m0_lora; a model with its adapter a step.
 
-    `documents` are the steps that other documents of the file may name as models.
+    `documents` are the steps that other documents of the file may name as models, `brought` those that bring a model to
+    the vocabulary of the result and are meant by its name.
     """
 
     def __init__(self, faults: Faults, notes: list[str]) -> None:
@@ -17,6 +18,7 @@ class References:
         self.models: dict[str, Node] = {}
         self.steps: dict[str, Node] = {}
         self.documents: dict[str, str] = {}
+        self.brought: dict[str, str] = {}
         self._names: dict[str, str] = {}
         self._taken: set[str] = set()
 
@@ -32,7 +34,8 @@ class References:
             self._names[whole] = unique(f"{name}_with_lora", self._taken)
             combine = Node(f"{name} + 1 * {adapter}", node.at)
             self.steps[self._names[whole]] = Node({"combine": combine}, node.at, node.at)
-        return self._names[whole] if lora else name
+        found = self._names[whole] if lora else name
+        return self.brought.get(found, found)
 
     def step(self, name: str, node: Node, *, again: bool = True) -> str:
         """Add a step, called this or so; with `again` false, one that is there already under this name is meant."""

@@ -20,7 +20,8 @@ from pydantic import (
     create_model,
 )
 
-from surgeon.errors import nearest
+from surgeon.anatomy.chat_templates import AUTO, TEMPLATES, check_template
+from surgeon.errors import RefusedError, nearest
 from surgeon.recipe.document import kind
 from surgeon.recipe.names import IDENTIFIER
 from surgeon.recipe.schema_edits import FileEntry, edit_step, fit_entry, reshape_step
@@ -58,6 +59,13 @@ class ModelEntry(Strict):
     base_model: str | None = Field(None, description="What an adapter's replaced tensors are differences from.")
 
 
+def _chat_template(text: str) -> str:
+    try:
+        return check_template(text)
+    except RefusedError as error:
+        raise Wrong(error.message, error.hint) from None
+
+
 class OutputSection(Strict):
     """How the result is written."""
 
@@ -73,6 +81,9 @@ class OutputSection(Strict):
     )
     drop: list[Annotated[str, AfterValidator(pattern)]] | None = Field(
         None, description="Patterns of tensors that the result leaves out."
+    )
+    chat_template: Annotated[str, AfterValidator(_chat_template)] | None = Field(
+        None, description=f"The result's chat template: {', '.join((AUTO, *TEMPLATES))}, or one in jinja."
     )
 
 

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema, crea
 from surgeon.anatomy.family import Part
 from surgeon.errors import RefusedError, nearest
 from surgeon.recipe.document import kind
+from surgeon.recipe.part_settings import part_type
 from surgeon.recipe.setting_types import Strict, Wrong, class_name, path, pattern, setting_field, single_type
 from surgeon.space.fitter import SETS
 from surgeon.space.registry import edits, fitters, reshapes
@@ -188,6 +189,6 @@ def reshape_step(name: str) -> type[Strict]:
     fields: dict[str, Any] = {"reshape": (Literal[name], ...)}
     fields |= {_OPERANDS[key][0]: _OPERANDS[key][1:] for key in reshaping.operands}
     for parameter in reshaping.parameters.values():
-        fields[parameter.name] = setting_field(parameter, single_type(parameter))
+        fields[parameter.name] = setting_field(parameter, part_type(parameter))
     word = class_name(name)
     return create_model(f"{word}Reshape", __base__=Strict, __doc__=inspect.getdoc(reshaping), **fields)

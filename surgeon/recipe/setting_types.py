@@ -80,7 +80,8 @@ def setting_field(parameter: Parameter, type_: Any = None) -> Any:
     limits = f" in {parameter.range.text}" if parameter.range else ""
     each = " of each model" if parameter.per_model else ""
     needed = parameter.required and not parameter.per_model
-    described = Field(description=f"{parameter.type.__name__}{limits}{each}")
+    kind_of = getattr(parameter.type, "spelled", parameter.type.__name__)
+    described = Field(description=f"{kind_of}{limits}{each}")
     return Annotated[type_ or setting_type(parameter), described], (... if needed else None)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,8 @@ from surgeon.artifacts.direction import Direction
 from surgeon.errors import Fault, RecipeError, nearest
 from surgeon.space.api import setting_of
 from surgeon.space.expr import DirectionRef, Edit, Expr, Fit, Part, Reshape, settings
+from surgeon.space.parameters import Parameter
+from surgeon.space.parts import BASE, PartNumber, TokenSources, base_of, token_sources
 from surgeon.space.registry import edit_named, reshape_named
 
 Operands = Expr | tuple[Expr, tuple[int, int] | str]
@@ -67,13 +69,16 @@ def reshape(method: str, *parts: Operands, name: str = "", **given: Any) -> Resh
     found = reshape_named(method)
     faults: list[Fault] = []
     chosen = {}
+    taken = [_part(one, faults) for one in parts]
+    models = [part.of for part in taken]
+    numbers = {model: models.index(model) for model in models if isinstance(model, Expr)}
+    base = base_of([models.index(model) for model in models]) if models else 0
     for argument, value in given.items():
         parameter = found.parameters.get(argument.rstrip("_"))
         if parameter is None:
             faults.append(Fault(f"{method} has no setting {argument!r}", hint=nearest(argument, found.parameters)))
         else:
-            chosen[parameter.name] = setting_of(parameter, value, faults)
-    taken = [_part(one, faults) for one in parts]
+            chosen[parameter.name] = part_setting(parameter, value, numbers, base, faults)
     if found.operands == ("of",) and len(taken) != 1:
         faults.append(Fault(f"{method} takes one model; {len(taken)} given"))
     elif not taken:
@@ -91,6 +96,19 @@ def _part(given: Operands, faults: list[Fault]) -> Part:
     if layers is not None and not _is_range(layers):
         faults.append(Fault(f"{layers!r} is no range of layers", hint="give a pair, (first, end), the end left out"))
     return Part(of, layers, targets)
+
+
+def part_setting(parameter: Parameter, value: Any, parts: Mapping[Expr, int], base: int, faults: list[Fault]) -> Any:
+    """One setting of a reshape, in which models stand for their numbers among the parts."""
+
+    def number(model: Any) -> int:
+        if model not in parts:
+            faults.append(Fault(f"{parameter.name}: {model} is none of the models given"))
+        return parts.get(model, 0)
+
+    if parameter.type is PartNumber and value not in parameter.choices:
+        return PartNumber(base if value == BASE else number(value))
+    return token_sources(value, number) if parameter.type is TokenSources else setting_of(parameter, value, faults)
 
 
 def _is_range(layers: object) -> bool:

@@ -229,6 +229,7 @@ _HOMES = {
     "frame": "surgeon.space.edit_kernels",
     "round": "surgeon.space.rounding",
     "span": "surgeon.space.core_kernels",
+    "rows": "surgeon.space.row_kernels",
 }
 
 

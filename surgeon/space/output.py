@@ -10,13 +10,17 @@ from surgeon.space.expr import Expr
 
 @dataclass(frozen=True)
 class Output:
-    """A recipe's `output:`. `dtype` is spelled as safetensors does (BF16); `shard_size` is in bytes."""
+    """A recipe's `output:`. `dtype` is spelled as safetensors does (BF16); `shard_size` is in bytes.
+
+    `chat_template` is ``auto``, a name, or jinja.
+    """
 
     dtype: str | None = None
     shard_size: int | None = None
     files_from: Expr | None = None
     rounding: str = "nearest"
     drop: tuple[str, ...] = ()
+    chat_template: str | None = None
     origin: Origin | None = field(default=None, compare=False)
 
 

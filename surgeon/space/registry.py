@@ -70,7 +70,7 @@ def reshapes() -> Mapping[str, Reshaping]:
     from surgeon.space.reshape import Reshaping
 
     found = {value for _, value in _declared("reshapes") if isinstance(value, type) and issubclass(value, Reshaping)}
-    return {kind.name: kind() for kind in found if kind is not Reshaping}
+    return {kind.name: kind() for kind in sorted(found - {Reshaping}, key=lambda kind: kind.name)}
 
 
 def merge_method_named(name: str) -> MergeMethod:

@@ -95,7 +95,7 @@ def _declared(one: MergeMethod | EditMethod | Fitter | Reshaping) -> dict[str, A
 
 def _setting(parameter: Parameter) -> dict[str, Any]:
     return {
-        "type": parameter.type.__name__,
+        "type": getattr(parameter.type, "spelled", parameter.type.__name__),
         "per_model": parameter.per_model,
         "required": parameter.required,
         # `each(1.0)` is 1.0
@@ -179,7 +179,8 @@ def _values(settings: Mapping[str, Any]) -> str:
 
 
 def _row(name: str, setting: Mapping[str, Any]) -> tuple[str, ...]:
-    kind = " | ".join(setting["choices"]) or setting["type"]
+    free = [] if setting["choices"] and setting["type"] == "str" else [setting["type"]]
+    kind = " | ".join([*setting["choices"], *free])
     bounds = f" in {setting['range']}" if setting["range"] else ""
     each = ", one a model" if setting["per_model"] else ""
     default = setting["default"]

@@ -3,12 +3,14 @@
 import json
 import re
 import string
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from surgeon.anatomy.token_rows import TokenSource
 from surgeon.errors import SurgeonError
 from surgeon.recipe import dump_recipe, parse
 from surgeon.recipe.document import plain
@@ -16,6 +18,7 @@ from surgeon.recipe.yaml_text import read_documents
 from surgeon.space import expr as space
 from surgeon.space.coefficient import Coefficient, ScheduleProduct
 from surgeon.space.output import Output, Recipe
+from surgeon.space.parts import PartNumber, TokenSources
 from surgeon.space.registry import edits, fitters, merge_methods, reshapes
 from surgeon.space.schedule import Layers, Rule, Rules
 
@@ -150,6 +153,25 @@ def edits_of(inner):
     return st.sampled_from(list(edits().values())).flatmap(one)
 
 
+def tokens_of(parts):
+    """Sources of tokens, from models by the number of the first part that is the same."""
+    numbers = st.sampled_from([[part.of for part in parts].index(part.of) for part in parts])
+    tokens = st.text(st.characters(codec="utf-8"), max_size=6)
+    other = st.one_of(st.none(), tokens, st.integers(0, 10**6))
+    sources = st.one_of(
+        st.builds(TokenSource, tokens, numbers, other, st.booleans()),
+        st.builds(TokenSource, tokens, force=st.booleans()),
+    )
+    listed = st.lists(sources, max_size=3, unique_by=lambda source: source.token)
+    options = {
+        "tokenizer": st.one_of(st.just("union"), st.builds(PartNumber, numbers)),
+        "tokens": listed.map(lambda found: TokenSources(tuple(sorted(found, key=lambda one: one.token)))),
+        "missing": st.sampled_from(["base", "mean"]),
+        "pad_to_multiple_of": st.integers(1, 512).map(Fraction),
+    }
+    return st.fixed_dictionaries({}, optional=options).map(space.settings)
+
+
 def reshaped(inner):
     def one(reshaping):
         layers = st.one_of(st.none(), st.tuples(st.integers(0, 9), st.integers(10, 99)))
@@ -157,6 +179,9 @@ def reshaped(inner):
         patterns = st.one_of(st.none(), targets.filter(bool))
         part = st.builds(space.Part, inner, layers if several else st.none(), patterns if several else st.none())
         parts = st.lists(part, min_size=1, max_size=1 if reshaping.operands == ("of",) else 3).map(tuple)
+        if reshaping.name == "vocab":
+            built = st.builds(space.Reshape, st.just("vocab"), parts, name=names)
+            return built.flatmap(lambda made: tokens_of(made.parts).map(lambda given: replace(made, settings=given)))
         options = {name: scalars(p) for name, p in reshaping.parameters.items() if p.required}
         chosen = st.fixed_dictionaries(options).map(space.settings)
         return st.builds(space.Reshape, st.just(reshaping.name), parts, chosen, names)
@@ -177,6 +202,7 @@ outputs = st.builds(
     files_from=st.one_of(st.none(), expressions),
     rounding=st.sampled_from(["nearest", "compensated"]),
     drop=st.lists(targets.filter(bool), max_size=2).map(tuple),
+    chat_template=st.sampled_from([None, "auto", "chatml", "{{ own }}\n"]),
 )
 
 

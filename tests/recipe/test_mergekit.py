@@ -133,7 +133,6 @@ TIES = LINEAR.replace("linear", "ties") + "base_model: o/c\n"
     [
         (LINEAR + "parameters: {density: 0.5}", "density has no effect with mergekit's linear"),
         (LINEAR + "parameters: {t: 0.5, embed_slerp: true}", "embed_slerp has no effect"),
-        (LINEAR + "base_model: o/a\ntokenizer_source: base", "tokenizer files are kept"),
         (LINEAR + "dtype: float16", "float32 is rounded once"),
         (TIES.replace("weight: 1", "weight: 1, lambda: 2"), "lambda of m0 has no effect"),
         (TIES + "parameters: {int8_mask: true}", "int8_mask"),
@@ -279,9 +278,6 @@ def test_what_changes_nothing_is_no_note(read):
         (SLICES + "---\n" + SLICES + "---\n" + SLICES, 11, "only one document goes without a name"),
         ("name: x\n" + SLICES + "---\n" + SLICES, 1, "document 'x' is used by no other"),
         ("name: x\n" + SLICES.replace("o/a", "y") + "---\nname: y\n" + SLICES.replace("o/a", "x"), 1, "a circle"),
-        (LINEAR + "tokenizer: {source: union}", 5, "tokenizer surgery is not done"),
-        (LINEAR + "chat_template: auto", 5, "chat template is not done"),
-        (LINEAR + "tokenizer_source: union", 5, "tokenizer_source: 'union' is not done"),
         (LINEAR + "dtype: int64", 5, "'int64' is not a dtype"),
         (LINEAR + "out_dtype: bf16", 5, "did you mean 'bfloat16'"),
         (LINEAR + "paramters: {}", 5, "did you mean 'parameters'"),

@@ -36,7 +36,9 @@ def test_all_settings_are_told_with_type_range_and_default():
                 assert "required" in line if parameter.required else "default" in line
                 assert parameter.range is None or f"in {parameter.range.text}" in line
                 assert all(choice in line for choice in parameter.choices)
-                assert described["settings"][setting]["type"] == parameter.type.__name__
+                assert described["settings"][setting]["type"] == getattr(
+                    parameter.type, "spelled", parameter.type.__name__
+                )
 
 
 @pytest.mark.parametrize(
