@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from surgeon.verbs.recipes import copy_recipe, list_recipes
     from surgeon.verbs.schema import schema
     from surgeon.verbs.show import show
+    from surgeon.verbs.tune import tune
     from surgeon.verbs.verify import verify
 
 #: Public name → the module that defines it.
@@ -74,6 +75,7 @@ _HOMES = {
     verb: f"surgeon.verbs.{verb}"
     for verb in (
         *("apply", "convert", "diff", "doctor", "find", "greedy_soup", "import_gguf", "plan", "schema", "show"),
+        "tune",
         "verify",
     )
 }
@@ -84,7 +86,7 @@ __all__ = [
     "__version__", "apply", "apply_to", "convert", "copy_recipe", "diff", "doctor", "dump_recipe", "edit",
     "export_adapter", "find", "greedy_soup", "import_gguf", "list_methods", "list_recipes", "load_recipe",
     "measure_fisher", "measure_gram", "measure_merge", "measure_residual", "merge", "open", "plan", "reshape", "schema",
-    "show", "verify",
+    "show", "tune", "verify",
 ]  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from surgeon_cli import (
     recipes,
     schema,
     show,
+    tune,
     verify,
 )
 
@@ -38,6 +39,7 @@ app.command("apply")(apply.command)
 app.command("plan")(plan.command)
 app.command("verify")(verify.command)
 app.command("find")(find.command)
+app.command("tune")(tune.command)
 app.command("diff")(diff.command)
 app.command("show")(show.command)
 app.command("convert")(convert.command)

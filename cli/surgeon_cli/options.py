@@ -48,6 +48,17 @@ def overrides(pairs: Iterable[str] | None) -> dict[str, str]:
     return {key: value for key, _, value in parted}
 
 
+def named_files(pairs: Iterable[str] | None) -> dict[str, Path] | None:
+    """`["sql=./sql.jsonl"]` → `{"sql": Path("sql.jsonl")}`; None where there are none."""
+    parted = [pair.partition("=") for pair in pairs or ()]
+    for name, equals, file in parted:
+        if not name or not equals or not file:
+            raise typer.BadParameter(f"{name + equals + file!r} is not NAME=FILE", param_hint="--prompts")
+    if doubled := {name for name, _, _ in parted if sum(name == other for other, _, _ in parted) > 1}:
+        raise typer.BadParameter(f"{', '.join(sorted(doubled))} given twice", param_hint="--prompts")
+    return {name: Path(file) for name, _, file in parted} or None
+
+
 def settings(pairs: Iterable[str] | None, taken: Collection[str]) -> dict[str, Any]:
     """`["components=8", "guard=false"]` → `{"components": 8, "guard": False}`; `taken` are options of their own."""
     given = overrides(pairs)

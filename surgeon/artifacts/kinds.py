@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from surgeon.artifacts.artifact import Artifact, kind_of
+from surgeon.artifacts.coefficients import Coefficients
 from surgeon.artifacts.direction import Direction
 from surgeon.artifacts.fisher import Fisher
 from surgeon.artifacts.gram import Gram, MergedGram
 from surgeon.errors import CheckpointError, nearest
 
-KINDS: Mapping[str, type[Artifact]] = {one.kind: one for one in (Direction, Gram, MergedGram, Fisher)}
+KINDS: Mapping[str, type[Artifact]] = {one.kind: one for one in (Coefficients, Direction, Gram, MergedGram, Fisher)}
 
 
 def open_artifact(path: Path) -> Artifact:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from surgeon.artifacts.banded import Banded
 from surgeon.errors import MismatchError, Origin, RefusedError
 from surgeon.planning.core_space import factored, in_core_space
 from surgeon.planning.entries import place_entries
@@ -219,6 +220,7 @@ class Mix:
             return keys[0]
         if self.method.equivariant and (members := factored(graph.steps, keys, base)) is not None:
             return in_core_space(self, tensor, graph, members, settings)
+        self._check_banded(tensor, settings)
         filled = [key or graph.add(self, tensor, "zeros", (), part=f"zero{i}") for i, key in enumerate(keys)]
         inputs = tuple(Input(key) for key in (base, *filled) if key)
         entries = place_entries(self.label, self.method, self.measured, tensor, self.table[tensor].shape)
@@ -243,6 +245,15 @@ class Mix:
         if fault := self.method.fault(found, len(self.members)):
             raise RefusedError(f"{self.method.name}: {fault} ({tensor})", origin=self.origin)
         return found
+
+    def _check_banded(self, tensor: str, settings: Mapping[str, Any]) -> None:
+        """Refuse artifacts that do not fit a tensor, before any is read."""
+        for value in settings.values():
+            if isinstance(value, Banded) and (
+                misfit := value.misfit(tensor, self.table[tensor].shape, settings["labels"])
+            ):
+                misfit.origin = self.origin
+                raise misfit
 
     def _plain(self) -> list[Parameter]:
         """The settings that are the same kind of thing at every tensor: not what has an entry for each."""

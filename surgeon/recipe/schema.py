@@ -25,6 +25,7 @@ from surgeon.errors import RefusedError, nearest
 from surgeon.recipe.document import kind
 from surgeon.recipe.names import IDENTIFIER
 from surgeon.recipe.schema_edits import FileEntry, edit_step, fit_entry, reshape_step
+from surgeon.recipe.schema_tune import TuneSection
 from surgeon.recipe.setting_types import Strict, Wrong, class_name, path, pattern, schedule_type, setting_field
 from surgeon.space.method import MergeMethod
 from surgeon.space.registry import edits, fitters, merge_methods, reshapes
@@ -163,6 +164,7 @@ def recipe_model() -> type[Strict]:
             Field(None, description="Directions, measured here or earlier, by the names that edits use."),
         ),
         "steps": (dict[Name, _steps()], Field(description="The result is the step that no other step uses.")),
+        "tune": (TuneSection | None, Field(None, description="What `surgeon tune` reads.")),
         "output": (OutputSection | None, Field(None, description="How the result is written.")),
     }
     return create_model("Recipe", __base__=Strict, __doc__="What is made of which checkpoints.", **fields)

@@ -32,6 +32,8 @@ from surgeon.space.select import check_pattern
 RULE = ("targets", "value")
 _TUNING = ("search", "kl", "learn")
 _NUMBERS = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": "^[-+]?[0-9]+/[0-9]+$"}]}
+#: A number that `surgeon tune` searches for.
+_SEARCH = {"type": "object", "required": ["search"]}
 _SCALARS: Mapping[type, dict[str, Any]] = {
     float: _NUMBERS, int: {"type": "integer"}, bool: {"type": "boolean"}, str: {"type": "string"},
 }  # fmt: skip
@@ -139,6 +141,8 @@ def _scalar_schema(parameter: Parameter) -> dict[str, Any]:
 
 def _json_schema(parameter: Parameter) -> dict[str, Any]:
     scalar = _scalar_schema(parameter)
+    if parameter.type in (float, int):
+        scalar = {"anyOf": [*scalar.get("anyOf", [scalar]), _SEARCH]}
     value = {"anyOf": [scalar, {"type": "array", "items": scalar, "minItems": 1}]}
     targets = {"type": "string", "description": "A glob over tensor names, or re: and a regular expression."}
     rule = {
@@ -160,7 +164,11 @@ def _scalar(parameter: Parameter, value: Any) -> Scalar:
     """One value, numbers exact, checked as every way into the parameter checks it."""
     name = parameter.name
     if isinstance(value, Mapping) and (word := next((word for word in _TUNING if word in value), None)):
-        raise Wrong(f"{{{word}: …}} asks for tuning, which this version does not do", "write a number")
+        if word == "search":
+            raise Wrong(f"{name} is to be searched", "run `surgeon tune RECIPE`: it writes a recipe with a number here")
+        raise Wrong(
+            f"{{{word}: …}} is not in this version", "write a number, or {search: [LOW, HIGH]} for `surgeon tune`"
+        )
     if isinstance(value, Mapping):
         hint = "rules are a list: [{targets: PATTERN, value: VALUE}, …]"
         raise Wrong(f"{name} takes a value, a list of them or rules, not a mapping", hint)

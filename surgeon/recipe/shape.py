@@ -11,12 +11,13 @@ from surgeon.errors import nearest
 from surgeon.recipe.document import Faults, Key, Node, kind, plain
 from surgeon.recipe.schema import CombineStep, ModelEntry, OutputSection, merge_step, recipe_model
 from surgeon.recipe.schema_edits import FileEntry, PartEntry, edit_step, fit_entry, reshape_step
+from surgeon.recipe.schema_tune import TuneSection
 from surgeon.recipe.setting_types import RULE, Strict, Wrong
 from surgeon.space.registry import edits, fitters, merge_methods, reshapes
 
 _LATER_STEPS = ("stack",)
-_SECTIONS: Mapping[str, type[Strict]] = {"models": ModelEntry, "output": OutputSection}
-_LATER = {"calibration": "calibration is", "tune": "tuning is"}
+_SECTIONS: Mapping[str, type[Strict]] = {"models": ModelEntry, "output": OutputSection, "tune": TuneSection}
+_LATER = {"calibration": "calibration is"}
 _STEPS: Mapping[str, tuple[str, Callable[[], Iterable[str]]]] = {
     "merge": ("merge method", merge_methods),
     "edit": ("edit", edits),

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from surgeon.artifacts.banded import Banded
 from surgeon.space.method import MergeMethod
 from surgeon.space.noise import Noise
 from surgeon.space.parameters import Operand
@@ -183,7 +184,7 @@ class Merging(Kernel):
         """The function's arguments by name, as far as they are known."""
         signature = self.method.signature
         plain = (parameter.argument for parameter in signature.parameters if parameter.argument not in operands)
-        arguments = {**operands, **call.known} | {argument: call.settings[argument] for argument in plain}
+        arguments = {**operands, **call.known} | {argument: _in_block(argument, call) for argument in plain}
         if signature.noise:
             seed, labels = call.settings["seed"], call.settings["labels"]
             tensor = call.block.tensor.partition("\0")[0]
@@ -218,6 +219,14 @@ class Merging(Kernel):
             (Operand.MODELS, Operand.TASK_VECTORS, Operand.VECTORS), models
         )
         return {argument: given[kind] for argument, kind in self.method.signature.operands}
+
+
+def _in_block(argument: str, call: Call) -> Any:
+    """The value of a setting; of a banded artifact, what it holds for the block."""
+    value, block = call.settings[argument], call.block
+    if not isinstance(value, Banded):
+        return value
+    return value.at(block.tensor, block.shape, block.rows, call.settings["labels"])
 
 
 _BUILT_IN: Mapping[str, Kernel] = {"combine": Combine(), "zeros": Zeros(), "low_rank": LowRank(), "dora": Dora()}

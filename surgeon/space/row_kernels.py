@@ -78,7 +78,7 @@ class Padded(Kernel):
         return {"total": ColumnMeans()}
 
     @override
-    def observed(self, stack: Tensor, call: Call) -> Tensor:
+    def observed(self, stack: Tensor, call: Call, statistic: Statistic) -> Tensor:
         return stack[0].reshape(-1, call.block.columns)
 
     @override

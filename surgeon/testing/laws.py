@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surgeon.artifacts.banded import Banded
 from surgeon.engine.measure import measure_model, measure_tensor
 from surgeon.planning.evaluation import Evaluator, Known, ranges
 from surgeon.planning.step import Input, Key, Step, Target
@@ -65,6 +66,8 @@ def _sample(parameter: Parameter, count: int, shape: tuple[int, ...], generator:
     if parameter.per_tensor:
         entries = tuple(parameter.type.example(shape, generator) for _ in range(count))
         return entries if parameter.per_model else None
+    if issubclass(parameter.type, Banded):
+        return parameter.type.sample(tuple(map(str, range(count))), _TENSOR, shape)
     value = parameter.default.value if isinstance(parameter.default, Each) else parameter.default
     if parameter.type is float and (parameter.required or parameter.range):
         value = 0.5 if parameter.range is None or 0.5 in parameter.range else 1.0

@@ -136,7 +136,7 @@ def running(expr: Expr, options: Options, dtype: str = "float32") -> Iterator[tu
     if not has_tokenizer(root):
         raise MismatchError(f"{expr} has no tokenizer", hint=f"put its tokenizer.json into {root}")
     loaded = load(root, dtype=dtype, device=options.device)
-    changed = changes_only(planned)
+    changed = changes_only(planned, loaded)
     with ModuleSink(loaded, {target.name: target.spec for target in changed.targets}) as sink:
         if changed.targets:
             run(changed, sink)

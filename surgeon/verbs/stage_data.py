@@ -53,24 +53,37 @@ def measured_files(
     return {one: str(file) for one, file in files.items()}
 
 
-def relative_files(merge: Merge, kept: Path, held: dict[str, Artifact]) -> Merge:
-    """The merge with the files that lie in a folder called by name alone, and these artifacts put into `held`."""
+def relative_files(merge: Merge, kept: Path | None, held: dict[str, Artifact]) -> Merge:
+    """The merge with files called by name alone, and these artifacts put into `held`.
+
+    These are the files that lie in the folder `kept`, and those that are small: what is given to methods band by band.
+    """
+    from surgeon.artifacts.banded import Banded
     from surgeon.artifacts.kinds import open_artifact
+    from surgeon.space.registry import merge_method_named
+
+    small = {p.name for p in merge_method_named(merge.method).parameters.values() if issubclass(p.type, Banded)}
 
     def named(given: MergeSettings) -> MergeSettings:
         found = []
         for name, value in given:
-            path = Path(value) if isinstance(value, str) else None
-            if path is not None and kept in path.parents:
-                called = next((key for key, one in held.items() if getattr(one, "file", None) == path), "")
-                called = called or _free(path.name, held)
-                held[called] = open_artifact(path)
+            path = Path(value).expanduser() if isinstance(value, str) else None
+            if path is not None and (kept in path.parents or name in small):
+                artifact = open_artifact(path)
+                called = next((key for key, one in held.items() if _same(one, artifact)), "") or _free(path.name, held)
+                held[called] = artifact
                 value = f"./{called}"
             found.append((name, value))
         return tuple(found)
 
     members = tuple(Member(member.of, named(member.settings)) for member in merge.members)
     return replace(merge, members=members, settings=named(merge.settings))
+
+
+def _same(one: Artifact, other: Artifact) -> bool:
+    """Whether two are one file, or (where they are in memory) one content."""
+    files = [getattr(artifact, "file", None) for artifact in (one, other)]
+    return files[0] == files[1] if any(files) else one == other
 
 
 def _free(name: str, held: dict[str, Artifact]) -> str:

@@ -159,8 +159,8 @@ def _key(fit: Fit, model: str) -> str:
 def with_artifacts(recipe: Recipe, kept: Path | None = None) -> tuple[Recipe, dict[str, Artifact]]:
     """The recipe with its artifacts named relative to its folder, and these by file name: what OUT/surgeon/ holds.
 
-    These are all directions, and of what merges take of data what lies in the folder `kept`, measured in this run;
-    files of the user's stay where they are, for they are large.
+    These are all directions and coefficients, and of what merges take of data what lies in the folder `kept`, measured
+    in this run; files of the user's with data stay where they are, for they are large.
     """
     from surgeon.planning.prepare import rebuilt
     from surgeon.verbs.stage_data import relative_files
@@ -171,7 +171,7 @@ def with_artifacts(recipe: Recipe, kept: Path | None = None) -> tuple[Recipe, di
         again = rebuilt(node, made)
         if isinstance(again, Edit):
             again = replace(again, directions=tuple(_relative(use, held) for use in again.directions))
-        elif isinstance(again, Merge) and kept is not None:
+        elif isinstance(again, Merge):
             again = relative_files(again, kept, held)
         made[node] = again
     return replace(recipe, expr=made[recipe.expr]), held

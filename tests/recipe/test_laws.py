@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from surgeon.anatomy.token_rows import TokenSource
+from surgeon.artifacts.artifact import Artifact
 from surgeon.errors import SurgeonError
 from surgeon.recipe import dump_recipe, parse
 from surgeon.recipe.document import plain
@@ -71,7 +72,11 @@ def artifacts(parameter):
 
 def settings_of(method, *, per_model):
     options = {
-        p.name: artifacts(p) if p.per_tensor else st.one_of(scalars(p), varying(p))
+        p.name: artifacts(p)
+        if p.per_tensor
+        else paths
+        if issubclass(p.type, Artifact)
+        else st.one_of(scalars(p), varying(p))
         for p in method.parameters.values()
         if p.per_model or not per_model
     }

@@ -113,7 +113,7 @@ CHANGES = [
     ("weight: 0.4", "lambda: 0.4", 13, 14, "a setting of the step"),
     ("weight: 0.4", "weight: half", 13, 22, "weight must be a number, not 'half'"),
     ("weight: 0.4", "weight: true", 13, 22, "weight must be a number, not True"),
-    ("weight: 0.4", "weight: {search: [0, 1]}", 13, 22, "tuning"),
+    ("weight: 0.4", "weight: {search: [0, 1]}", 13, 22, "surgeon tune"),
     ("weight: 0.4", "weight: {value: 1}", 13, 22, "rules are a list"),
     ("weight: 0.4", "weight: 1e999", 13, 22, "out of range"),
     ("weight: 0.4", "weight: ", 13, 21, "weight takes a value or a list of them, not nothing"),
