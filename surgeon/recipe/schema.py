@@ -26,7 +26,7 @@ from surgeon.recipe.document import kind
 from surgeon.recipe.names import IDENTIFIER
 from surgeon.recipe.schema_edits import FileEntry, edit_step, fit_entry, reshape_step
 from surgeon.recipe.schema_tune import TuneSection
-from surgeon.recipe.setting_types import Strict, Wrong, class_name, path, pattern, schedule_type, setting_field
+from surgeon.recipe.setting_types import NUMBERS, Strict, Wrong, class_name, path, pattern, schedule_type, setting_field
 from surgeon.space.method import MergeMethod
 from surgeon.space.registry import edits, fitters, merge_methods, reshapes
 from surgeon.tensors import FLOATS, parse_bytes, stored_dtype
@@ -192,4 +192,16 @@ def json_schema() -> dict[str, Any]:
     """The JSON Schema (draft 7) of a native recipe, with the settings of every registered method."""
     schema = recipe_model().model_json_schema(ref_template="#/definitions/{model}")
     schema["definitions"] = schema.pop("$defs")
+    schema = _shared(schema)
+    schema["definitions"] |= NUMBERS
     return {"$schema": "http://json-schema.org/draft-07/schema#", **schema}
+
+
+def _shared(part: Any) -> Any:
+    """A part of the schema with a reference in the place of every number."""
+    for name, number in NUMBERS.items():
+        if part == number:
+            return {"$ref": f"#/definitions/{name}"}
+    if isinstance(part, dict):
+        return {key: _shared(value) for key, value in part.items()}
+    return [_shared(item) for item in part] if isinstance(part, list) else part

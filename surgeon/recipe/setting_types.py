@@ -31,12 +31,22 @@ from surgeon.space.select import check_pattern
 
 RULE = ("targets", "value")
 _TUNING = ("search", "kl", "learn")
-_NUMBERS = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": "^[-+]?[0-9]+/[0-9]+$"}]}
-#: A number that `surgeon tune` searches for.
-_SEARCH = {"type": "object", "required": ["search"]}
+_SEARCH = {
+    "type": "object",
+    "description": "A number that `surgeon tune` searches for: {search: [LOW, HIGH]}.",
+    "properties": {"search": {"type": "array", "minItems": 2}, "choices": {"type": "boolean"}},
+    "required": ["search"],
+    "additionalProperties": False,
+}
+_RATIO = {"type": "string", "pattern": "^[-+]?[0-9]+/[0-9]+$"}
 _SCALARS: Mapping[type, dict[str, Any]] = {
-    float: _NUMBERS, int: {"type": "integer"}, bool: {"type": "boolean"}, str: {"type": "string"},
-}  # fmt: skip
+    float: {"anyOf": [{"type": "number"}, _RATIO, _SEARCH]},
+    int: {"anyOf": [{"type": "integer"}, _SEARCH]},
+    bool: {"type": "boolean"},
+    str: {"type": "string"},
+}
+#: What the JSON Schema writes once and refers to.
+NUMBERS: Mapping[str, dict[str, Any]] = {"Number": _SCALARS[float], "WholeNumber": _SCALARS[int]}
 
 
 class Strict(BaseModel):
@@ -141,8 +151,6 @@ def _scalar_schema(parameter: Parameter) -> dict[str, Any]:
 
 def _json_schema(parameter: Parameter) -> dict[str, Any]:
     scalar = _scalar_schema(parameter)
-    if parameter.type in (float, int):
-        scalar = {"anyOf": [*scalar.get("anyOf", [scalar]), _SEARCH]}
     value = {"anyOf": [scalar, {"type": "array", "items": scalar, "minItems": 1}]}
     targets = {"type": "string", "description": "A glob over tensor names, or re: and a regular expression."}
     rule = {

@@ -66,17 +66,15 @@ def varying(parameter=None):
 
 def artifacts(parameter):
     """A file, or what is measured on the neutral text or on a file's prompts."""
+    if not parameter.per_tensor:
+        return paths
     fits = st.builds(space.DataFit, st.just(parameter.type.kind), st.one_of(st.just(""), paths))
     return st.one_of(paths, fits)
 
 
 def settings_of(method, *, per_model):
     options = {
-        p.name: artifacts(p)
-        if p.per_tensor
-        else paths
-        if issubclass(p.type, Artifact)
-        else st.one_of(scalars(p), varying(p))
+        p.name: artifacts(p) if issubclass(p.type, Artifact) else st.one_of(scalars(p), varying(p))
         for p in method.parameters.values()
         if p.per_model or not per_model
     }
