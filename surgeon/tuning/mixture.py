@@ -147,9 +147,12 @@ def linears(loaded: Loaded, views: Views) -> dict[str, nn.Module]:
 def _add(
     free: Free, name: str, changes: Sequence[Factors | None], module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor
 ) -> Tensor:
-    """A layer's output with the experts' part; a coefficient covers all outputs, or one each."""
-    for own, change in zip(free.of(name), changes, strict=True):
-        if change is not None:
-            part = inputs[0].to(change.a.dtype) @ change.a.T @ change.b.T
-            out = out + (part * own.flatten()).to(out.dtype)
-    return out
+    """A layer's output with the experts' part; a coefficient covers all outputs, or one each.
+
+    Σ cᵢ ⊙ Bᵢ(Aᵢ x) is (c₁ ⊙ B₁ | c₂ ⊙ B₂ | …)(A₁; A₂; …) x: two narrow products for all experts together.
+    """
+    held = [(own, change) for own, change in zip(free.of(name), changes, strict=True) if change is not None]
+    x = inputs[0]
+    down = torch.cat([change.a for _, change in held]).to(x.dtype)
+    up = torch.cat([own.flatten()[:, None] * change.b for own, change in held], dim=1).to(x.dtype)
+    return out + (x @ down.T) @ up.T

@@ -12,6 +12,7 @@ import surgeon
 from surgeon.artifacts.coefficients import Coefficients
 from surgeon.directions.examples import read_examples
 from surgeon.runtime.load import load
+from surgeon.space.expr import Merge
 from surgeon.testing.toys import read_checkpoint
 from surgeon.tuning.lessons import lesson, score
 from surgeon_cli import installation, main
@@ -123,6 +124,7 @@ def test_open_numbers_are_searched_and_the_search_goes_on(place: Path):
     best = max(whole.report["trials"], key=lambda trial: trial["score"])
     assert whole.report["chosen"] == best
     found = surgeon.load_recipe(place / "whole/recipe.yaml").expr
+    assert isinstance(found, Merge)
     assert float(dict(found.settings)["weight"]) == best["values"]["steps.merged.weight"]
     surgeon.apply(place / "whole/recipe.yaml", place / "out")
     with pytest.raises(surgeon.RefusedError, match="of another search"):
