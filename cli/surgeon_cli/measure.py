@@ -24,7 +24,7 @@ Answer = Annotated[int, typer.Option(min=0, metavar="N", help="Tokens the model 
 
 @app.callback()
 def command() -> None:
-    """Measure an edit, a merge to come, or the data it takes.
+    """Measure an edit, a merge to come, or data for one.
 
     Examples:
 

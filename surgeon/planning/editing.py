@@ -47,8 +47,10 @@ def reshaped(expr: Reshape, resolver: Resolver) -> Reshaped:
     for node in inner:
         check_mass(node, wanted=(1,), origin=expr.origin)
     numbers = [inner.index(node) for node in inner]
-    operands = [Operand(node.label, node.config, part.layers, node.table, part.targets, node.sides, number)
-                for part, node, number in zip(expr.parts, inner, numbers, strict=True)]  # fmt: skip
+    operands = [
+        Operand(node.label, node.config, part.layers, node.table, part.targets, node.sides, number, part.of.origin)
+        for part, node, number in zip(expr.parts, inner, numbers, strict=True)
+    ]
     drawn = reshaping.tensors(operands, settings)
     config = {**operands[0].config, **reshaping.config(operands, settings)}
     sides = inner[0].sides.changed(reshaping.files(operands, settings))

@@ -32,11 +32,12 @@ class Operand:
     targets: str | None = None
     sides: Sides = field(default_factory=lambda: Sides(""))
     number: int = 0
+    origin: Origin | None = None
 
     @property
     def anatomy(self) -> Anatomy:
         """What its tensors are. MismatchError for a family without a table, and where weights are packed."""
-        refuse_quantised(self.config, self.label)
+        refuse_quantised(self.config, self.label, self.origin)
         return describe(self.config, self.table, self.label)
 
 
