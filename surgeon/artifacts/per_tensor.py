@@ -6,6 +6,7 @@ its plan, and nothing else.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class PerTensor(Artifact):
+class PerTensor(Artifact, ABC):
     """Entries by name; `about["tensors"]` maps a tensor of the model to its entry, its own name where it is not there.
 
     `file` is where the entries lie, `stored` their places in it; without one they are in memory. `about["models"]` are
@@ -74,13 +75,13 @@ class PerTensor(Artifact):
         return _places(self.about, self.file) or {name: Place(name) for name in self.tensors}
 
     @classmethod
+    @abstractmethod
     def example(cls, shape: tuple[int, ...], generator: torch.Generator) -> Tensor | None:
         """A random entry for a tensor of this shape, by which laws are tested; None where such a tensor has none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fault(self, tensor: str, shape: tuple[int, ...]) -> str | None:
         """Why the entry of a tensor does not fit it, or None."""
-        raise NotImplementedError
 
 
 class _Lazy(Mapping[str, "Tensor"]):

@@ -12,7 +12,7 @@ import torch
 from surgeon.engine.events import Listener, Progress
 from surgeon.engine.values import Values
 from surgeon.errors import MismatchError, RefusedError
-from surgeon.planning.low_rank import Term
+from surgeon.planning.core_space import factored
 from surgeon.planning.plan import Plan
 from surgeon.planning.step import Target
 from surgeon.runtime.names import module_names
@@ -26,11 +26,10 @@ from surgeon.store.files import Files
 
 @dataclass(frozen=True)
 class Extraction:
-    """The plan of the model in float32, the base it stands on, what of the difference is factors, how much is kept."""
+    """The plan of the model in float32, the base it stands on, how much of the difference is kept."""
 
     plan: Plan
     base: Checkpoint
-    terms: Mapping[str, tuple[Term, ...]]
     limit: Limit
 
     def changes(self, drop: Sequence[str], listener: Listener | None) -> tuple[dict[str, Factors], tuple[str, ...]]:
@@ -74,19 +73,19 @@ class Extraction:
         return target.spec.is_float and step.stored != stored
 
     def _factors(self, target: Target, values: Values, faults: list[str]) -> Factors | None:
-        terms, stored = self.terms.get(target.name), self.base.tensors[target.name]
-        if terms == ():
-            return None
-        if terms is not None and (why := misfit(target.name, stored.spec)) is None:
-            parts = [
-                (t.coefficient * t.update.scale, values.whole_of(t.update.b), values.whole_of(t.update.a))
-                for t in terms
-            ]
-            return joined(parts, self.limit)
+        stored, steps = self.base.tensors[target.name], self.plan.steps
+        base = next((step.key for step in steps.below(target.key) if step.stored == stored), None)
+        given = factored(steps, (target.key,), base)
+        why = misfit(target.name, stored.spec)
+        if given is not None and why is None:
+            # Of what is stored transposed, [in, out], the left factor is Aᵀ and the right one Bᵀ.
+            ends = [(one.right, one.left) if one.turned else (one.left, one.right) for one in given[0]]
+            parts = [(one.scale, values.whole(b), values.whole(a)) for one, (b, a) in zip(given[0], ends, strict=True)]
+            return joined(parts, self.limit) if parts else None
         change = values.whole(target.key) - values.whole_of(stored)
         if not change.any():
             return None
-        if why := misfit(target.name, stored.spec):
+        if why is not None:
             faults.append(f"{target.name} {why}")
             return None
         if not self.limit.given:

@@ -106,7 +106,6 @@ def _extraction(
     what: Expr | Recipe | str | Path, base: Model | str | Path | None, limit: Limit, device: str,
     overrides: Mapping[str, str],
 ) -> Extraction:  # fmt: skip
-    from surgeon.planning.low_rank import adapter_terms
     from surgeon.planning.sources import open_sources
     from surgeon.ship.extract import Extraction
     from surgeon.store.checkpoint import Checkpoint
@@ -125,7 +124,7 @@ def _extraction(
     planned = plan(Recipe(model + difference, Output(dtype="F32")), device=device)
     if planned.fits:
         raise RefusedError("the recipe measures while it runs", hint="apply it first, and export OUT with --base")
-    return Extraction(planned, source, adapter_terms(difference, model), limit)
+    return Extraction(planned, source, limit)
 
 
 def _is_difference(expr: Expr, sources: Mapping[Model, Any]) -> bool:

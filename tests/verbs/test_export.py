@@ -123,3 +123,15 @@ def test_bad_input_is_refused_and_leaves_nothing(base, tuned, tmp_path, monkeypa
     assert end.value.code == 2
     assert says in capfd.readouterr().err
     assert not (tmp_path / "adapter").exists()
+
+
+def test_a_merge_in_core_space_stays_in_factors(base, tuned, tmp_path):
+    """What adapters are merged to without their product is exported without it: no rank has to be named."""
+    for name, rank in (("one", 3), ("two", 2)):
+        surgeon.export_adapter(tuned, tmp_path / name, base=base, rank=rank)
+    members = [surgeon.open(tmp_path / "one"), surgeon.open(tmp_path / "two")]
+    merged = surgeon.merge("tsv_m", members, base_model=surgeon.open(base))
+    report = surgeon.export_adapter(merged, tmp_path / "tsv")
+    assert {rank for rank, _ in report.tensors.values()} == {5} and report.error == 0
+    surgeon.apply(merged, tmp_path / "out")
+    assert torch.allclose(logits(base, tmp_path / "tsv"), logits(tmp_path / "out"), atol=1e-4)
