@@ -1,9 +1,10 @@
-"""Make what the benchmark runs on: three checkpoints of 1.1 B parameters, an adapter, and three that are headers only.
+"""Make what the benchmark runs on: three checkpoints of 1.1 B parameters, adapters, and three that are headers only.
 
     python benchmarks/make_models.py DIR
 
 The weights are random, of TinyLlama-1.1B's shape in bfloat16: a base, and two fine-tunes that are the base plus small
-changes. All three are written side by side, block by block, so that no model is ever held in memory.
+changes. All three are written side by side, block by block, so that no model is ever held in memory. A second family
+has two blocks of that shape, for merges that decompose every matrix.
 """
 
 import argparse
@@ -32,22 +33,25 @@ PROJECTIONS: Shapes = {
     "mlp.down_proj": (WIDTH, HIDDEN),
 }
 MODELS = ("base", "math", "code")
+ADAPTERS = ("adapter", "other")
+SHORT = "short-"
 SHARD_BYTES = 1_000_000_000
 BLOCK = 1 << 22
 BASE_STD, CHANGE_STD = 0.02, 1e-3
 RANK, ALPHA = 16, 32
 DIRECTION = "direction.safetensors"
+SHORT_LAYERS, SHORT_VOCABULARY = 2, 32
 HEADER_LAYERS, HEADER_EXPERTS, HEADER_WIDTH = 40, 165, 32
 
 
-def llama_shapes() -> Shapes:
-    """Names and shapes of the 1.1 B checkpoint, in the order of the model."""
-    shapes: Shapes = {"model.embed_tokens.weight": (VOCABULARY, WIDTH)}
-    for layer in range(LAYERS):
+def llama_shapes(layers: int = LAYERS, vocabulary: int = VOCABULARY) -> Shapes:
+    """Names and shapes of the 1.1 B checkpoint, in the order of the model, or of a part of it."""
+    shapes: Shapes = {"model.embed_tokens.weight": (vocabulary, WIDTH)}
+    for layer in range(layers):
         prefix = f"model.layers.{layer}."
         shapes |= {f"{prefix}{name}.weight": shape for name, shape in PROJECTIONS.items()}
         shapes |= {f"{prefix}{norm}.weight": (WIDTH,) for norm in ("input_layernorm", "post_attention_layernorm")}
-    return shapes | {"model.norm.weight": (WIDTH,), "lm_head.weight": (VOCABULARY, WIDTH)}
+    return shapes | {"model.norm.weight": (WIDTH,), "lm_head.weight": (vocabulary, WIDTH)}
 
 
 def expert_shapes() -> Shapes:
@@ -66,17 +70,17 @@ def expert_shapes() -> Shapes:
     return shapes | {"model.norm.weight": (HEADER_WIDTH,), "lm_head.weight": square}
 
 
-def llama_config() -> dict[str, object]:
+def llama_config(layers: int = LAYERS, vocabulary: int = VOCABULARY) -> dict[str, object]:
     """A config.json with which LlamaForCausalLM loads the checkpoint."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_size": WIDTH,
         "intermediate_size": HIDDEN,
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": layers,
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,
-        "vocab_size": VOCABULARY,
+        "vocab_size": vocabulary,
         "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-05,
         "rope_theta": 10000.0,
@@ -173,16 +177,17 @@ def raw(tensor: torch.Tensor) -> memoryview:
     return tensor.view(torch.int16).numpy().data
 
 
-def write_family(root: Path) -> None:
+def write_family(root: Path, prefix: str = "", layers: int = LAYERS, vocabulary: int = VOCABULARY) -> None:
     """Write the base and its fine-tunes, shard by shard, all at once."""
     random = torch.Generator().manual_seed(0)
-    files = shards(llama_shapes(), SHARD_BYTES)
-    for model in MODELS:
-        (root / model).mkdir()
-        write_side_files(root / model, llama_config(), files)
+    files = shards(llama_shapes(layers, vocabulary), SHARD_BYTES)
+    folders = [root / f"{prefix}{model}" for model in MODELS]
+    for folder in folders:
+        folder.mkdir()
+        write_side_files(folder, llama_config(layers, vocabulary), files)
     for file, part in files.items():
         with ExitStack() as stack:
-            outputs = [stack.enter_context(open(root / model / file, "wb")) for model in MODELS]
+            outputs = [stack.enter_context(open(folder / file, "wb")) for folder in folders]
             for output in outputs:
                 output.write(header(part))
             for name, shape in part.items():
@@ -191,9 +196,9 @@ def write_family(root: Path) -> None:
                         output.write(raw(block))
 
 
-def write_adapter(folder: Path, base: Path) -> None:
-    """Write the LoRA adapter: both factors random, so that every projection changes."""
-    random = torch.Generator().manual_seed(1)
+def write_adapter(folder: Path, base: Path, seed: int) -> None:
+    """Write a LoRA adapter: both factors random, so that every projection changes."""
+    random = torch.Generator().manual_seed(seed)
     shapes = adapter_shapes()
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps(adapter_config(base), indent=2) + "\n")
@@ -250,7 +255,9 @@ def make_models(work: Path) -> Path:
     part.mkdir(parents=True)
     torch.set_num_threads(1)
     write_family(part)
-    write_adapter(part / "adapter", done / "base")
+    write_family(part, SHORT, SHORT_LAYERS, SHORT_VOCABULARY)
+    for seed, adapter in enumerate(ADAPTERS, 1):
+        write_adapter(part / adapter, done / "base", seed)
     for model in MODELS:
         write_headers(part / f"headers-{model}")
     os.sync()

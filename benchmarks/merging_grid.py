@@ -79,8 +79,8 @@ SURGEON = [
     Entry("surgeon", "regmean", {"guard": (1.0, 4.0), "ridge": (1e-2,)}, data="grams"),
     Entry("surgeon", "regmean_pp", {"guard": (1.0, 8.0)}, data="grams"),
     Entry("surgeon", "fisher", data="fishers"),
-    Entry("surgeon", "tune", {"per": ("tensor",), "guard": (4.0,)}, data="tune"),
     Entry("surgeon", "tune", {"per": ("row",), "guard": (4.0, 12.0)}, data="tune"),
+    Entry("surgeon", "tune", {"per": ("tensor",), "guard": (4.0,)}, data="tune"),
 ]  # fmt: skip
 
 MERGEKIT = [

@@ -16,13 +16,15 @@ import sys
 from pathlib import Path
 
 import torch
-from make_models import DIRECTION, MODELS, make_models
+from make_models import ADAPTERS, DIRECTION, MODELS, make_models
 from memory import Measured, measure
+from merge_workloads import MERGES
 from safetensors import safe_open
 from table import HELP_FLOOR, PLAN_FLOOR, Runs, Small, report
-from workloads import WORKLOADS, Config, Workload
+from workloads import ALONE, Config, Workload
 
 HERE = Path(__file__).resolve().parent
+WORKLOADS = (*ALONE, *MERGES)
 MERGEKIT, TORCH = "0.1.5", "2.13.0"
 MERGEKIT_FLAGS = [
     "--lazy-unpickle",
@@ -36,6 +38,7 @@ MERGEKIT_FLAGS = [
 ]
 BUDGET = 400_000_000
 PLAN_RUNS, HELP_RUNS = 3, 5
+PEER_SIZE, PEER_APART = 0.1, 0.25
 REFUSED = 2
 
 
@@ -50,6 +53,7 @@ class Bench:
         self.out = work / "out"
         self.log = work / "log.txt"
         self.mergekit = mergekit_environment(work) if mergekit else None
+        self.peers: dict[Workload, torch.Tensor] = {}
         self.clean()
 
     def clean(self) -> None:
@@ -61,7 +65,7 @@ class Bench:
     def warm(self, workload: Workload) -> None:
         """Read the inputs, so that they lie in the page cache."""
         for name in workload.inputs:
-            for file in (self.models / name).glob("*.safetensors"):
+            for file in (self.models / f"{workload.family}{name}").glob("*.safetensors"):
                 with open(file, "rb", buffering=0) as stream:
                     while stream.read(1 << 24):
                         pass
@@ -82,6 +86,9 @@ class Bench:
 
     def recipe(self, workload: Workload, prefix: str = "") -> Path:
         """Write the workload as surgeon's recipe, over the models whose folders start with `prefix`."""
+        if not workload.steps:
+            return self.peer_recipe(workload)
+        prefix = prefix or workload.family
         models = {name: str(self.models / f"{prefix}{name}") for name in workload.inputs}
         config: Config = {"surgeon": 1, "models": models, "steps": workload.steps}
         if workload.edits:
@@ -90,9 +97,14 @@ class Bench:
             config["output"] = workload.output
         return self.write(f"surgeon-{prefix}{workload.slug}", config)
 
+    def peer_recipe(self, workload: Workload) -> Path:
+        """Write the workload in mergekit's YAML."""
+        assert workload.peer is not None
+        return self.write(f"mergekit-{workload.slug}", workload.peer(self.models))
+
     def copy(self, workload: Workload) -> Measured:
         """Run the copy loop over the workload's checkpoints; an adapter, a hundredth of one, is not among them."""
-        inputs = [str(self.models / name) for name in workload.inputs if name in MODELS]
+        inputs = [str(self.models / f"{workload.family}{name}") for name in workload.inputs if name in MODELS]
         command = [sys.executable, str(HERE / "copy_loop.py"), str(self.out), *inputs, "--threads", "2"]
         result = self.run(f"copy loop, {len(inputs)} read, 1 written", command)
         self.clean()
@@ -105,14 +117,23 @@ class Bench:
         return self.run(f"surgeon apply, {workload.name} {' '.join(flags)}", command, allowed)
 
     def merge(self, workload: Workload) -> Measured:
-        """Run mergekit on the same files."""
+        """Run mergekit on the same files; what it makes of the sample is kept."""
         assert self.mergekit is not None
-        assert workload.peer is not None
-        config = self.write(f"mergekit-{workload.slug}", workload.peer(self.models))
-        command = [str(self.mergekit), str(config), str(self.out), *MERGEKIT_FLAGS]
+        command = [str(self.mergekit), str(self.peer_recipe(workload)), str(self.out), *MERGEKIT_FLAGS]
         result = self.run(f"mergekit, {workload.name}", command)
+        self.peers[workload] = read_tensor(self.out, f"{workload.sample}.weight")
         self.clean()
         return result
+
+    def run_beside(self, workload: Workload) -> Measured:
+        """Run what a workload is compared with besides: surgeon on another, or bare decompositions."""
+        other = next((each for each in WORKLOADS if each.name == workload.beside), None)
+        if other:
+            return self.apply(other)
+        assert workload.beside is not None
+        inputs = [str(self.models / f"{workload.family}{name}") for name in workload.inputs]
+        command = [sys.executable, str(HERE / "bare_svds.py"), *inputs, *workload.beside.split()[1:], "--threads", "2"]
+        return self.run(workload.beside, command)
 
 
 def mergekit_environment(work: Path) -> Path:
@@ -142,15 +163,35 @@ def read_tensor(folder: Path, name: str) -> torch.Tensor:
 def check(bench: Bench, workload: Workload) -> None:
     """Stop unless one tensor of the output is right within its roundings: a wrong result may not be timed."""
     name = f"{workload.sample}.weight"
-    tensors = {model: read_tensor(bench.models / model, name) for model in MODELS}
+    if workload.expected is None:
+        check_peer(bench, workload, name)
+        return
+    tensors = {model: read_tensor(bench.models / f"{workload.family}{model}", name) for model in MODELS}
     for factor in ("lora_A", "lora_B"):
         stored = f"base_model.model.{workload.sample}.{factor}.weight"
-        tensors[factor] = read_tensor(bench.models / "adapter", stored)
+        for adapter in ADAPTERS:
+            tensors[f"{adapter} {factor}"] = read_tensor(bench.models / adapter, stored)
     wanted, got = workload.expected(tensors), read_tensor(bench.out, name).double()
     allowed = wanted.abs() * 2**-8 * 1.001 * workload.roundings + 1e-8
     wrong = int(((got - wanted).abs() > allowed).sum())
     if wrong or got.isnan().any():
         sys.exit(f"{workload.name}: {wrong} of {wanted.numel()} values of {name} are wrong in {bench.out}")
+
+
+def check_peer(bench: Bench, workload: Workload, name: str) -> None:
+    """Hold the output against mergekit's, whose arithmetic rounds to bfloat16 at every step.
+
+    Nothing is looked at where mergekit was not run.
+    Both are taken as changes of the base: they must be of one size, and unless entries are drawn also nearly the same.
+    """
+    if workload not in bench.peers:
+        return
+    base = read_tensor(bench.models / f"{workload.family}base", name).double()
+    ours, theirs = (found.double() - base for found in (read_tensor(bench.out, name), bench.peers[workload]))
+    size, apart = ours.norm() / theirs.norm(), (ours - theirs).norm() / theirs.norm()
+    print(f"{workload.name}: change {size:.3f} of mergekit's, {apart:.3f} apart", flush=True)
+    if abs(size - 1) > PEER_SIZE or (apart > PEER_APART and not workload.random):
+        sys.exit(f"{workload.name}: {name} in {bench.out} is not what mergekit makes of it")
 
 
 def under_budget(bench: Bench, workload: Workload) -> str:
@@ -175,8 +216,7 @@ def measure_workload(bench: Bench, workload: Workload, pairs: int, merges: int) 
             bench.warm(workload)
         runs.copy.append(bench.copy(workload))
         if bench.surgeon and workload.beside:
-            other = next(each for each in WORKLOADS if each.name == workload.beside)
-            runs.beside.append(bench.apply(other))
+            runs.beside.append(bench.run_beside(workload))
             bench.clean()
         if bench.surgeon:
             runs.surgeon.append(bench.apply(workload))
@@ -194,7 +234,7 @@ def measure_small(bench: Bench) -> list[Small]:
         return []
     small = []
     for workload in WORKLOADS:
-        if set(workload.inputs) <= set(MODELS) and not workload.edits:
+        if workload in ALONE and set(workload.inputs) <= set(MODELS) and not workload.edits:
             command = [str(bench.surgeon), "plan", str(bench.recipe(workload, "headers-"))]
             runs = [bench.run(f"surgeon plan, {workload.name}, headers", command) for _ in range(PLAN_RUNS)]
             name = f"`surgeon plan`, {workload.name} of 3 checkpoints of 20 000 tensors"

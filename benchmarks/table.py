@@ -23,7 +23,7 @@ class Runs:
     surgeon: list[Measured] = field(default_factory=list)
     mergekit: list[Measured] = field(default_factory=list)
     beside: list[Measured] = field(default_factory=list)
-    """Surgeon on the other workload that this one is compared with."""
+    """What this workload is compared with besides."""
     budget: str = "–"
 
 
@@ -113,7 +113,7 @@ def speed_rows(results: dict[Workload, Runs]) -> list[str]:
     """Seconds and ratios of every workload."""
     rows = [
         "| workload | copy loop, s | surgeon, s | mergekit, s | surgeon / copy loop | mergekit / surgeon "
-        "| surgeon / surgeon on another |",
+        "| surgeon / what is named |",
         "|---|---|---|---|---|---|---|",
     ]
     for workload, runs in results.items():

@@ -23,15 +23,18 @@ class Workload:
 
     name: str
     inputs: tuple[str, ...]
-    steps: Config
-    expected: Callable[[Tensors], torch.Tensor]
+    steps: Config = field(default_factory=dict)
+    """Of surgeon's recipe; without them surgeon is given mergekit's."""
+    expected: Callable[[Tensors], torch.Tensor] | None = None
+    """The right values of the sample; without them the result is held against mergekit's."""
     peer: Callable[[Path], Config] | None = None
     copy_floor: float | None = None
     """Surgeon may take this many times the copy loop."""
     peer_floor: float | None = None
     """Surgeon must be this many times as fast as mergekit."""
     beside: str | None = None
-    """Another workload that surgeon runs right before this one, and how many times its time this one may take."""
+    """Another workload that surgeon runs right before this one, or `bare_svds.py` with these words, and how many times
+    its time this one may take."""
     beside_floor: float | None = None
     output: Config = field(default_factory=dict)
     """How the recipe wants its result written."""
@@ -39,6 +42,10 @@ class Workload:
     """The layer whose weight is checked."""
     roundings: int = 1
     """How many roundings to bfloat16 the right value may be away."""
+    random: bool = False
+    """Whether entries are drawn: then only the size of the change is held against mergekit's."""
+    family: str = ""
+    """What the folders of its models begin with."""
 
     @property
     def slug(self) -> str:
@@ -58,8 +65,12 @@ def expected_linear(tensors: Tensors) -> torch.Tensor:
 
 def expected_adapter(tensors: Tensors) -> torch.Tensor:
     """The base plus the scaled product of the adapter's factors."""
-    product = tensors["lora_B"].double() @ tensors["lora_A"].double()
-    return tensors["base"].double() + SCALE * ALPHA / RANK * product
+    return tensors["base"].double() + SCALE * ALPHA / RANK * product(tensors, "adapter")
+
+
+def product(tensors: Tensors, adapter: str) -> torch.Tensor:
+    """B A of an adapter, in double precision."""
+    return tensors[f"{adapter} lora_B"].double() @ tensors[f"{adapter} lora_A"].double()
 
 
 def trimmed(change: torch.Tensor, density: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,8 +138,8 @@ def ablate_step(of: str) -> Config:
     return {"edit": "ablate", "of": of, "directions": ["removed"]}
 
 
-WORKLOADS = (
-    Workload("linear", MODELS, {"out": linear_step()}, expected_linear, peer_linear, copy_floor=1.3, peer_floor=8),
+ALONE = (
+    Workload("linear", MODELS, {"out": linear_step()}, expected_linear, peer_linear, copy_floor=1.3, peer_floor=10),
     Workload("ties", MODELS, {"out": ties_step()}, expected_ties, peer_ties, peer_floor=15),
     Workload(
         "base + 0.5*adapter",
@@ -163,3 +174,4 @@ WORKLOADS = (
         sample=WRITER,
     ),
 )
+"""Arithmetic, TIES, edits; the other merges are in `merge_workloads`."""

@@ -37,9 +37,10 @@ def fit(kinds: Kinds, targets: tuple[Target, ...], options: Options) -> tuple[tu
     decided, held = [], []
     for target, need in zip(targets, needs, strict=True):
         kind = kinds.of(target.key)
-        if target.action == "compute" and kind.looks > 1 and need + kind.input_bytes <= room:
+        whole = need + int(kind.input_bytes * _SLACK)
+        if target.action == "compute" and kind.looks > 1 and whole <= room:
             decided.append(replace(target, resident=True, reads=kind.input_bytes))
-            held.append(need + kind.input_bytes)
+            held.append(whole)
         else:
             decided.append(target)
             held.append(need)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from surgeon.errors import nearest
 from surgeon.recipe.document import Faults, Node, kind
@@ -79,7 +79,7 @@ class Parameters:
 
     def _note_ignored(self, parameters: Node | None, model: str) -> None:
         """Note what mergekit knows and ignores here; faults are what it does not know or this version does not do."""
-        if parameters and not parameters.mapping:
+        if parameters and not isinstance(parameters.value, Mapping | None):
             self.faults.add(f"parameters is a mapping, not {kind(parameters)}", parameters)
         used = {parameter.name for parameter in self.used if parameter.per_model or not model}
         for name, node in (parameters.mapping if parameters else {}).items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from surgeon.errors import nearest
@@ -69,7 +69,7 @@ def _settings(
     if base is None:
         yield "missing", where.with_value("mean")
     if tokens := given.get("tokens"):
-        if not tokens.mapping:
+        if not isinstance(tokens.value, Mapping | None):
             faults.add(f"tokens is a mapping of tokens, not {kind(tokens)}", tokens)
         about = {token: _token(node, order, references, faults) for token, node in tokens.mapping.items()}
         yield "tokens", tokens.with_value(about)

@@ -50,7 +50,9 @@ class Noise:
             _mix(state, spare)
             state >>= 8
             part = numbers[first - self.start : stop - self.start]
-            np.multiply(state, np.float32(2.0**-24), out=part, casting="unsafe")
+            # Signed, since that is what processors turn into float32 at once.
+            np.copyto(part, state.view(np.int32), casting="unsafe")
+            part *= np.float32(2.0**-24)
 
 
 def _pieces(start: int, stop: int) -> Iterator[tuple[int, int]]:

@@ -95,7 +95,10 @@ def tree_sum(leaves: Tensor) -> float:
 
 
 def _halve(rows: Tensor) -> Tensor:
-    while rows.shape[-1] > 1:
+    if rows.shape[-1] > 1:
         half = rows.shape[-1] // 2
         rows = rows[:, :half] + rows[:, half:]
+    while rows.shape[-1] > 1:
+        half = rows.shape[-1] // 2
+        rows = rows[:, :half].add_(rows[:, half:])
     return rows[:, 0]

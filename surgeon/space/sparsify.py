@@ -76,7 +76,10 @@ def restored(kept: Tensor, norms: Table) -> Tensor:
 
 
 def _norms(before: Tensor, after: Tensor) -> Tensor:
-    return torch.stack([before, after]).abs_()
+    both = before.new_empty((2, *before.shape))
+    torch.abs(before, out=both[0])
+    torch.abs(after, out=both[1])
+    return both
 
 
 def trim_norms(task_vectors: Tensor, cut: Cut) -> Tensor:

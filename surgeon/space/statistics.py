@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from surgeon.space.leaves import Leaves, Place
 from surgeon.space.numeric import CHUNK, chunk_sums, row_sums, tree_sum
 
-Place = tuple[int, int]
-"""A block: number of its tensor (0 unless the statistic spans the model) and flat index of its first element."""
+#: Elements that are widened to float64 at once; they stay in the processor's cache.
+_WINDOW = 32 * CHUNK
 
 
 @dataclass(frozen=True)
@@ -114,23 +115,36 @@ class InnerProducts(Statistic):
         return tuple(tuple(float(i == j) for j in range(models)) for i in range(models))
 
     @override
-    def observe(self, known: Any, values: Tensor, place: Place) -> dict[tuple[int, int], np.ndarray]:
-        wide = values.reshape(len(values), -1).double()
-        pairs = [(i, j) for i in range(len(wide)) for j in range(i, len(wide))]
-        return {(i, j): chunk_sums(wide[i] * wide[j]).cpu().numpy() for i, j in pairs}
+    def scratch(self, models: int, count: int, block: int, tensors: int = 1) -> int:
+        pairs = models * (models + 1) // 2
+        return 8 * (models + 2) * _WINDOW + 16 * pairs * (count // CHUNK + tensors)
 
     @override
-    def conclude(self, known: Any, partials: Mapping[Place, dict[tuple[int, int], np.ndarray]]) -> Any:
-        ordered = [seen for _, seen in sorted(partials.items())]
+    def observe(self, known: Any, values: Tensor, place: Place) -> Tensor:
+        flat = values.reshape(len(values), -1)
+        return torch.cat([self._window(flat[:, at : at + _WINDOW]) for at in range(0, flat.shape[1], _WINDOW)], 1)
+
+    def _window(self, values: Tensor) -> Tensor:
+        wide = values.double()
+        return torch.stack([chunk_sums(wide[i] * wide[j]) for i, j in _pairs(len(wide))])
+
+    @override
+    def collect(self, known: Any, partials: dict[Any, Any], place: Place, partial: Tensor) -> None:
+        Leaves.add(partials, place, partial)
+
+    @override
+    def conclude(self, known: Any, partials: Mapping[Any, Any]) -> Any:
         models = len(known)
-        sums = {
-            pair: tree_sum(torch.from_numpy(np.concatenate([seen[pair] for seen in ordered]))) for pair in ordered[0]
-        }
+        sums = {pair: tree_sum(row) for pair, row in zip(_pairs(models), Leaves.of(partials), strict=True)}
         return tuple(tuple(sums[min(i, j), max(i, j)] for j in range(models)) for i in range(models))
 
     @override
     def at(self, known: Any, place: Place) -> Sequence[Sequence[float]]:
         return known
+
+
+def _pairs(models: int) -> list[tuple[int, int]]:
+    return [(i, j) for i in range(models) for j in range(i, models)]
 
 
 Table = Any
@@ -176,15 +190,18 @@ class Means(Reduction):
     """The mean of every row, by a fixed tree."""
 
     @override
-    def observe(self, known: Measured, values: Tensor, place: Place) -> np.ndarray:
-        return row_sums(values).cpu().numpy()
+    def observe(self, known: Measured, values: Tensor, place: Place) -> Tensor:
+        return row_sums(values)
 
     @override
-    def conclude(self, known: Measured, partials: Mapping[Place, np.ndarray]) -> Measured:
+    def collect(self, known: Any, partials: dict[Any, Any], place: Place, partial: Tensor) -> None:
+        Leaves.add(partials, place, partial)
+
+    @override
+    def conclude(self, known: Measured, partials: Mapping[Any, Any]) -> Measured:
         if not partials:
             return known
-        leaves = torch.from_numpy(np.concatenate([seen for _, seen in sorted(partials.items())], axis=1))
-        sums = np.array([tree_sum(row) for row in leaves]).reshape(known.numbers.shape)
+        sums = np.array([tree_sum(row) for row in Leaves.of(partials)]).reshape(known.numbers.shape)
         return Measured(sums / known.count, known.count)
 
 

@@ -70,6 +70,13 @@ parameters:
     assert [dict(m.settings)["weight"] for m in merged.members] == [Rules(first + tail), 2, Rules(tail)]
 
 
+@pytest.mark.parametrize("empty", ["{}", "", "null"])
+def test_parameters_may_be_empty_as_programs_write_them(read, empty):
+    text = "merge_method: linear\nmodels:\n- model: o/a\n  parameters: {empty}\n- model: o/b\nparameters: {{weight: 1}}"
+    plain = "merge_method: linear\nmodels:\n- model: o/a\n- model: o/b\nparameters: {weight: 1}"
+    assert read(text.format(empty=empty)).recipe.expr == read(plain).recipe.expr
+
+
 @pytest.mark.parametrize("listed", ["[{model: o/a}, {model: o/b}]", "[{model: o/b}, {model: o/a}]", "[{model: o/b}]"])
 def test_slerp_moves_from_its_base_whatever_the_order(read, listed):
     loaded = read(f"merge_method: slerp\nbase_model: o/a\nmodels: {listed}\nparameters: {{t: [0, 0.5, 1]}}")
