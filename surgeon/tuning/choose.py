@@ -22,6 +22,9 @@ from surgeon.tuning.learn import Note
 from surgeon.tuning.search import Judged, best, search
 from surgeon.tuning.settings import Tuning
 
+#: Prompts of each skill by which a choice is judged; the held-out ones judge the best.
+TRIED = 24
+
 
 @dataclass(frozen=True)
 class Found:
@@ -47,13 +50,13 @@ def choose(
 
     def judge(values: Mapping[str, str]) -> Judged:
         with edited(loaded, read(values).expr):
-            return _judged(tried.measure(lambda one: one.train), how)
+            return _judged(tried.measure(lambda one: one.train[:TRIED]), how)
 
     identity = _identity(numbers, sets, neutral, plan, how)
     trials = search(numbers, judge, trials=how.trials, seed=how.seed, journal=journal, identity=identity, note=note)
     chosen = best(trials)
     values = {one.path: one.spelled(chosen.values[one.path]) for one in numbers}
-    rows = [{"name": "base"} | tried.measure(), {"name": "found"} | tried.measured(read(values).expr)]
+    rows = [{"name": "found"} | tried.measured(read(values).expr)]
     report = {
         "kind": "searched", "rows": rows, "chosen": chosen.to_dict(), "trials": [trial.to_dict() for trial in trials],
     } | about(tried, how)  # fmt: skip

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from surgeon.artifacts.coefficients import Coefficients
@@ -18,11 +17,11 @@ from surgeon.space.api import merge
 from surgeon.space.expr import Expr
 from surgeon.space.output import Recipe
 from surgeon.tuning.arithmetic import Arithmetic, arithmetic
-from surgeon.tuning.bench import Bench, about, bench, check_names, loaded_for, neutral_of, sets_of
+from surgeon.tuning.bench import about, bench, check_names, loaded_for, neutral_of, sets_of
 from surgeon.tuning.changes import check_memory, factors, inventory
 from surgeon.tuning.grain import GRAINS, Free, Grain, free
 from surgeon.tuning.learn import Note, learn
-from surgeon.tuning.mixture import Changes, Mixture, linears
+from surgeon.tuning.mixture import Changes, linears
 from surgeon.tuning.settings import Tuning
 
 #: The file beside the recipe.
@@ -48,21 +47,18 @@ def learned(recipe: Recipe, how: Tuning, compare: bool, run: tuple[str, str], be
     neutral = neutral_of(how, loaded)
     tuner = _Tuner(found, loaded)
     tried = bench(loaded, points, sets, neutral, how, note, tuner.see)
-    rows = [{"name": "base"} | tried.measure()]
-    rows.append({"name": "start"} | tuner.measure(tried, tuner.free("model")))
-    kept = tuner.free(how.per)
+    rows = [{"name": "start"} | tried.measured(recipe.expr)]
+    made: dict[Grain, Coefficients] = {}
     for grain in dict.fromkeys((*(GRAINS if compare else ()), how.per)):
-        begun, fresh = time.monotonic(), kept if grain == how.per else tuner.free(grain)
+        begun, fresh = time.monotonic(), tuner.free(grain)
         losses = learn(loaded, tuner.changes, fresh, tried.lessons, how.pace, note)
         seconds = round(time.monotonic() - begun, 1)
+        made[grain] = fresh.artifact(list(points))
+        made[grain].save(beside / ARTIFACT)
         row = {"name": f"per {grain}", "numbers": fresh.count, "seconds": seconds, "losses": losses}
-        rows.append(row | tuner.measure(tried, fresh))
-    held = kept.artifact([expert.name for expert in found.experts])
-    held.save(beside / ARTIFACT)
-    chosen = next(row for row in rows if row["name"] == f"per {how.per}")
-    chosen |= tried.measured(_merge(found, str(beside / ARTIFACT)))
+        rows.append(row | tried.measured(_merge(found, str(beside / ARTIFACT))))
     report = {"kind": "learned", "per": how.per, "rows": rows} | about(tried, how)
-    return Learned(held, replace(recipe, expr=_merge(found, f"./{ARTIFACT}")), report)
+    return Learned(made[how.per], replace(recipe, expr=_merge(found, f"./{ARTIFACT}")), report)
 
 
 def _merge(found: Arithmetic, path: str) -> Expr:
@@ -94,8 +90,3 @@ class _Tuner:
         shapes = {name: spec.shape for name, spec in self._held.specs.items()}
         start = [expert.weight for expert in self._found.experts]
         return free(grain, shapes, self._loaded.anatomy, start, self._loaded.device)
-
-    def measure(self, tried: Bench, at: Free) -> dict[str, Any]:
-        """How the model does at these coefficients."""
-        with torch.no_grad(), Mixture(self._loaded, self.changes, at):
-            return tried.measure()

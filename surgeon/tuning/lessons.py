@@ -21,8 +21,9 @@ from surgeon.runtime.generate import continuation_ids
 from surgeon.runtime.load import Loaded
 from surgeon.runtime.text import Encoded, encode
 
-#: Log-probabilities kept a place; examples read in one pass without gradients; the fewest prompts of a set.
-KEPT, AT_ONCE, FEWEST = 256, 8, 4
+#: Log-probabilities kept a place; examples read in one pass without gradients; the fewest prompts of a set; the most
+#: that are held out.
+KEPT, AT_ONCE, FEWEST, MEASURED = 256, 8, 4, 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,7 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """One expert's answers: those that are learned from, and a quarter that is held out."""
+    """One expert's answers: those that are learned from, and those held out; `weight` is that of its loss."""
 
     name: str
     weight: float
@@ -70,10 +71,10 @@ class Score:
 
 
 def split(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
-    """Examples to learn from, and a quarter held out, by content alone: the order of the lines changes nothing."""
+    """Examples to learn from, and a quarter (at most `MEASURED`) held out; by content, whatever the order of lines."""
     once = {_asked(example): example for example in reversed(examples)}
     ranked = [once[asked] for asked in sorted(once, key=lambda asked: blake3(asked.encode()).hexdigest())]
-    count = max(len(ranked) // 4, 1)
+    count = min(max(len(ranked) // 4, 1), MEASURED)
     return ranked[count:], ranked[:count]
 
 

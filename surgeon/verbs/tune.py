@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from surgeon.tuning.settings import Tuning
 
 _RECIPE, _REPORT, _JOURNAL = "recipe.yaml", "report.json", "trials.journal"
-_NAMES = {"base": "base", "start": "recipe as written", "found": "numbers found"}
+_NAMES = {"start": "recipe as written", "found": "numbers found"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def tune(
     """Learn the coefficients of a recipe's arithmetic, or search its open numbers; write a plain recipe into OUT.
 
     `prompts` maps each expert's name in the recipe to a file of JSON lines, about 100 prompts (answers optional: else
-    what the expert itself says is learned); a quarter is held out. `neutral` are chats and texts on which the result is
+    what the expert itself says is learned); a quarter is held out. Learning starts at the recipe's weights: from about
+    0.5 it ends nearer to the base than from 1. `neutral` are chats and texts on which the result is
     kept at the base. Where a number is written ``{search: [LOW, HIGH]}``, numbers are searched, and `resume` goes on
     with the trials in OUT; else coefficients are learned: `per` model, layer, tensor or row, `steps`, `rate`, `guard`,
     `batch`. Further `settings`: `trials`, `budget`, `score`, `tokens`, `seed`. All may stand under ``tune:`` in the
