@@ -49,6 +49,13 @@ def expected_iso_c(tensors: Tensors) -> torch.Tensor:
     return tensors["base"].double() + s.mean() * (u @ vh)
 
 
+def expected_model_stock(tensors: Tensors) -> torch.Tensor:
+    """Model Stock in double precision; the cosine that mergekit finds here is its rounding to bfloat16."""
+    one, other = task_vectors(tensors)
+    cosine = (one * other).sum() / (one.norm() * other.norm())
+    return tensors["base"].double() + 2 * cosine / (1 + cosine) * (one + other) / 2
+
+
 def expected_adapters(tensors: Tensors) -> torch.Tensor:
     """The base plus half of each adapter."""
     change = sum(product(tensors, adapter) for adapter in ADAPTERS)
@@ -63,7 +70,7 @@ def over_base(method: str, settings: Config) -> Config:
 MERGES = (
     Workload("slerp", MODELS[:2], peer=partial(peer, "slerp", {}, {"t": 0.4}, points=2), peer_floor=5),
     Workload("karcher", MODELS, peer=partial(peer, "karcher", {}, {}, points=3), peer_floor=5),
-    Workload("model_stock", MODELS, peer=partial(peer, "model_stock", {}, {}), peer_floor=5),
+    Workload("model_stock", MODELS, {}, expected_model_stock, partial(peer, "model_stock", {}, {}), peer_floor=5),
     Workload(
         "breadcrumbs_ties",
         MODELS,

@@ -15,9 +15,9 @@ def regmean(
     gram: PerModel[Gram],
     weight: PerModel[float] = each(1.0),
     base_gram: Gram = on_base("guard"),
-    guard: float = 1.0,
+    guard: float = 4.0,
     reduction: float = 1.0,
-    ridge: float = 1e-4,
+    ridge: float = 1e-2,
 ) -> Tensor:
     """Solve ΔW Σ Gₜ = Σ ΔWₜ Gₜ: the least squares fit to what each model's layer gives for what it reads.
 

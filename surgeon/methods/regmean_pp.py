@@ -13,9 +13,9 @@ def regmean_pp(
     gram: PerModel[MergedGram],
     weight: PerModel[float] = each(1.0),
     base_gram: MergedGram = on_base("guard"),
-    guard: float = 1.0,
+    guard: float = 4.0,
     reduction: float = 1.0,
-    ridge: float = 1e-4,
+    ridge: float = 1e-2,
 ) -> Tensor:
     """Solve as `regmean` does, with Grams that are measured block after block behind the blocks merged so far.
 

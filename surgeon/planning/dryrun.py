@@ -135,6 +135,6 @@ def _holds_much(steps: Mapping[Key, Step], key: Key) -> bool:
     for step in below(steps, key):
         whole = step.kernel != "load" and kernel_named(step.kernel).blocks == "whole"
         held = [steps[need.key].spec.count for need in step.inputs if need.whole]
-        if max([step.spec.count] if whole else held, default=0) > 16 * _SMALL:
+        if max([step.spec.count] if whole else held, default=0) > 4 * _SMALL:
             return True
     return False
