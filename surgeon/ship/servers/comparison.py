@@ -2,6 +2,8 @@
 
 transformers is asked about the server's own tokens, all of an answer in one forward pass: how likely each is, and
 whether another would have been likelier. A token whose lead is within the noise of both is a tie, and no difference.
+In 16 bit the noise is a model's own: transformers itself is run in that dtype too, and thrice what it differs by from
+float32 is allowed, where that is more than the usual.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from surgeon.ship.servers.engines import Prompt, Served
 
 #: What log-probabilities of one model differ by between implementations, by the dtype it is computed in.
 TOLERANCES = {"float32": 0.02, "bfloat16": 0.05, "float16": 0.05}
+
+#: What others round that transformers does not, as a multiple of its own noise: mlx takes log-softmax in 16 bit too.
+_OTHERS = 3
 
 #: Plain text and code; the last goes through the chat template, where there is one.
 TEXTS = ("The capital of France is", "Once upon a time there was a", "def add(a, b):")
@@ -41,20 +46,32 @@ class Compared:
 
 
 class Reference:
-    """A folder as transformers loads it: its tokenizer at once, the model in float32 when it is first asked."""
+    """A folder as transformers loads it: its tokenizer at once, the model when it is first asked.
 
-    def __init__(self, folder: Path) -> None:
+    `dtype` is what the server computes in.
+    """
+
+    def __init__(self, folder: Path, dtype: str = "float32") -> None:
         from transformers import AutoTokenizer
 
-        self._folder = folder
+        self._folder, self._dtype = folder, dtype
         self.tokenizer = self._load(AutoTokenizer, "put tokenizer.json and tokenizer_config.json beside the weights")
 
     @cached_property
     def model(self) -> Any:
-        """The model. CheckpointError where transformers refuses it."""
+        """The model in float32. CheckpointError where transformers refuses it."""
+        return self._model("float32")
+
+    @cached_property
+    def served_model(self) -> Any:
+        """The model in the dtype the server computes in."""
+        return self.model if self._dtype not in TOLERANCES or self._dtype == "float32" else self._model(self._dtype)
+
+    def _model(self, dtype: str) -> Any:
         from transformers import AutoModelForCausalLM
 
-        return self._load(AutoModelForCausalLM, "so there is nothing to compare with", dtype=torch.float32).eval()
+        hint = "so there is nothing to compare with"
+        return self._load(AutoModelForCausalLM, hint, dtype=getattr(torch, dtype)).eval()
 
     def _load(self, kind: Any, hint: str, **settings: Any) -> Any:
         try:
@@ -72,10 +89,23 @@ class Reference:
             texts.append(self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
         return [Prompt(text, tuple(self.tokenizer(text).input_ids)) for text in texts]
 
+    def tolerance(self, served: Sequence[Served]) -> float:
+        """The largest |Δ log p| that is noise: the usual, or thrice transformers' own in 16 bit on these answers."""
+        usual = TOLERANCES.get(self._dtype, TOLERANCES["bfloat16"])
+        told = [one for one in served if one.ids and one.logprobs]
+        if self.served_model is self.model:
+            return usual
+        return max([usual, *(_OTHERS * self._noise(one) for one in told)])
+
+    def _noise(self, served: Served) -> float:
+        ids = torch.tensor(served.ids)[:, None]
+        models = self.model, self.served_model
+        one, other = (self._table(served, model)[: len(ids)].gather(1, ids) for model in models)
+        return float((one - other).abs().max())
+
     def compare(self, served: Iterable[Served], count: int, tolerance: float) -> list[Compared]:
         """Every answer, judged; `count` is how many tokens were asked for."""
-        with torch.inference_mode():
-            return [self._compared(answer, count, tolerance) for answer in served]
+        return [self._compared(answer, count, tolerance) for answer in served]
 
     def _compared(self, served: Served, count: int, tolerance: float) -> Compared:
         text, ids = served.prompt.text, served.ids
@@ -88,9 +118,8 @@ class Reference:
             same = served.text == expected
             return Compared(text, len(greedy), None, "" if same else f"says {served.text!r}, transformers {expected!r}")
         if not ids:
-            return Compared(
-                text, 0, None, "" if served.ended and self._ends(self._table(served)[-1]) else "says nothing"
-            )
+            done = served.ended and self._ends(self._table(served)[-1])
+            return Compared(text, 0, None, "" if done else "says nothing")
         return self._judged(served, ids, count, tolerance)
 
     def _judged(self, served: Served, ids: Sequence[int], count: int, tolerance: float) -> Compared:
@@ -109,21 +138,25 @@ class Reference:
             wrong = f"token {at + 1} is {mine!r}, transformers prefers {other!r} by {float(leads[at]):.2g}"
         return Compared(served.prompt.text, len(ids), apart, wrong)
 
-    def _table(self, served: Served) -> torch.Tensor:
-        """log p of what comes after the prompt and after each token of the answer, float32 [tokens + 1, vocab]."""
+    @torch.inference_mode()
+    def _table(self, served: Served, model: Any = None) -> torch.Tensor:
+        """log p of what follows the prompt and each token of the answer, float32 [tokens + 1, vocab].
+
+        By the model in float32, unless another is given.
+        """
         start = len(served.prompt.ids)
         row = torch.tensor([[*served.prompt.ids, *(served.ids or ())]])
-        if row.shape[1] > (
-            getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or row.shape[1]
-        ):
-            raise RefusedError(
-                f"{row.shape[1]} tokens do not fit the model's context", hint="ask for fewer: --tokens N"
-            )
-        return self.model(row).logits[0, start - 1 :].float().log_softmax(-1)
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit and row.shape[1] > limit:
+            found = f"{row.shape[1]} tokens do not fit the model's context of {limit}"
+            raise RefusedError(found, hint="ask for fewer: --tokens N")
+        return (model or self.model)(row).logits[0, start - 1 :].float().log_softmax(-1)
 
     def _greedy(self, ids: Sequence[int], count: int) -> list[int]:
         row = torch.tensor([ids])
-        found = self.model.generate(row, attention_mask=torch.ones_like(row), do_sample=False, max_new_tokens=count)
+        found = self.served_model.generate(
+            row, attention_mask=torch.ones_like(row), do_sample=False, max_new_tokens=count
+        )
         return found[0, len(ids) :].tolist()
 
     def _ends(self, row: torch.Tensor) -> bool:

@@ -91,9 +91,9 @@ def serve_and_compare(
         raise RefusedError(f"{dtype!r} is no dtype to serve in", hint=f"use {', '.join(TOLERANCES)}")
     used = dtype if engine.casts else _dtype_of(served)
     engine.require(python)
-    reference = Reference(folder)
+    reference = Reference(folder, used)
     answers = Serving(engine, python, served, dtype, adapter and adapter.resolve()).asked(reference, count)
-    allowed = TOLERANCES.get(used, TOLERANCES["bfloat16"]) if tolerance is None else tolerance
+    allowed = reference.tolerance(answers) if tolerance is None else tolerance
     return LiveCheck(server, used, allowed, reference.compare(answers, count, allowed))
 
 

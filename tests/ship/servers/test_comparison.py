@@ -54,7 +54,7 @@ def test_what_transformers_answers_is_the_same(reference, honest):
 
 
 def test_another_token_is_named_with_what_transformers_prefers(reference, honest):
-    table = reference._table(honest).detach()
+    table = reference._table(honest)
     worst = int(table[2].argmin())
     ids = (*honest.ids[:2], worst)
     found = judged(reference, replace(honest, ids=ids, logprobs=None))
@@ -62,7 +62,7 @@ def test_another_token_is_named_with_what_transformers_prefers(reference, honest
 
 
 def test_a_tie_is_no_difference(reference, honest):
-    table = reference._table(honest).detach()
+    table = reference._table(honest)
     second = int(table[0].topk(2).indices[1])
     lead = float(table[0].max() - table[0, second])
     served = replace(honest, ids=(second,), logprobs=(float(table[0, second]),))
@@ -95,6 +95,14 @@ def test_a_folder_without_a_tokenizer_cannot_be_asked(tmp_path):
 
     with pytest.raises(surgeon.CheckpointError, match="no tokenizer"):
         Reference(toy_llama(tmp_path / "bare"))
+
+
+def test_the_noise_of_16_bit_is_measured(folder, honest):
+    wide, narrow = Reference(folder), Reference(folder, "bfloat16")
+    assert wide.tolerance([honest]) == 0.02
+    own = narrow._noise(honest)
+    assert 1e-4 < own < 0.05 and narrow.tolerance([honest]) == max(0.05, 3 * own)
+    assert Reference(folder, "Q8_0").tolerance([honest]) == 0.05
 
 
 def told(engine, honest, shift):
