@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
 import surgeon
@@ -38,7 +39,7 @@ def patch(smollm2: Path, adapted: Path, tmp_path_factory: pytest.TempPathFactory
     return folder
 
 
-def test_vllm_is_switched_and_back_while_it_runs(smollm2: Path, adapted: Path, patch: Path):
+def test_vllm_is_switched_and_back_while_it_runs(smollm2: Path, adapted: Path, patch: Path, tmp_path: Path):
     engine, python = engine_named("vllm"), os.environ.get("SURGEON_VLLM_PYTHON") or sys.executable
     engine.require(python)
     base, other = Reference(smollm2), Reference(adapted)
@@ -60,5 +61,11 @@ def test_vllm_is_switched_and_back_while_it_runs(smollm2: Path, adapted: Path, p
         assert wrong(base) == []
         with pytest.raises(surgeon.RunError, match="it still serves the old weights"):
             surgeon.push_weights(server.url, ADAPTER, name="lost", remote_path="/nowhere/adapter")
-        with pytest.raises(surgeon.RunError, match=r"no longer|still serves"):
-            surgeon.push_weights(server.url, patch, remote_path="/nowhere/weights")
+        stray = tmp_path / "stray"
+        stray.mkdir()
+        save_file({"stray.weight": torch.zeros(4)}, stray / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(surgeon.MismatchError, match="stray"):
+            surgeon.push_weights(server.url, stray)
+        assert wrong(base) == []
+        with pytest.raises(surgeon.RunError, match="it no longer"):
+            surgeon.push_weights(server.url, patch, remote_path=str(stray))

@@ -77,10 +77,12 @@ def told(answer: Answer, *path: str | int) -> Any:
     """What lies at a path of an answer's JSON; None where any part of it is missing."""
     found = answer.json
     for part in path:
-        inside = isinstance(found, list) and isinstance(part, int) and part < len(found)
-        if not inside and not (isinstance(found, Mapping) and part in found):
+        if (isinstance(found, list) and isinstance(part, int) and part < len(found)) or (
+            isinstance(found, Mapping) and part in found
+        ):
+            found = found[part]
+        else:
             return None
-        found = found[part]
     return found
 
 

@@ -4,13 +4,14 @@ Run as a file, by an interpreter that has xllamacpp and need not have surgeon.
 """
 
 import argparse
+import importlib
 import threading
+from typing import Any
 
 
 def main() -> None:
     """Serve one GGUF file on 127.0.0.1 until the process is ended."""
-    import xllamacpp  # type: ignore[import-not-found]
-
+    xllamacpp: Any = importlib.import_module("xllamacpp")
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", required=True)
     parser.add_argument("--port", type=int, required=True)
