@@ -75,14 +75,12 @@ def ask(method: str, url: str, body: Any = None, *, key: str = "", timeout: floa
 
 def told(answer: Answer, *path: str | int) -> Any:
     """What lies at a path of an answer's JSON; None where any part of it is missing."""
-    found = answer.json
+    found: Any = answer.json
     for part in path:
-        if (isinstance(found, list) and isinstance(part, int) and part < len(found)) or (
-            isinstance(found, Mapping) and part in found
-        ):
-            found = found[part]
-        else:
+        listed = isinstance(part, int) and isinstance(found, list) and part < len(found)
+        if not listed and not (isinstance(found, Mapping) and part in found):
             return None
+        found = found[part]
     return found
 
 
