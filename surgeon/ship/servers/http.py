@@ -9,7 +9,6 @@ import http.client
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -76,11 +75,11 @@ def ask(method: str, url: str, body: Any = None, *, key: str = "", timeout: floa
 def told(answer: Answer, *path: str | int) -> Any:
     """What lies at a path of an answer's JSON; None where any part of it is missing."""
     found: Any = answer.json
-    for part in path:
-        listed = isinstance(part, int) and isinstance(found, list) and part < len(found)
-        if not listed and not (isinstance(found, Mapping) and part in found):
-            return None
-        found = found[part]
+    try:
+        for part in path:
+            found = found[part]
+    except (KeyError, IndexError, TypeError):
+        return None
     return found
 
 
