@@ -7,11 +7,13 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from surgeon.errors import RunError
 from surgeon.ship.servers.http import ask
@@ -52,11 +54,29 @@ def running(name: str, command: Sequence[str], settings: Mapping[str, str]) -> I
                 stderr=subprocess.STDOUT, cwd=scratch, env=environment, start_new_session=True,
             )  # fmt: skip
         try:
-            server = Running(name, f"http://127.0.0.1:{port}", process, log)
-            _wait(server)
-            yield server
+            with _terminated():
+                server = Running(name, f"http://127.0.0.1:{port}", process, log)
+                _wait(server)
+                yield server
         finally:
             _stop(process)
+
+
+@contextmanager
+def _terminated() -> Iterator[None]:
+    """SIGTERM ends this process as Ctrl-C does, so that the server is stopped first. Signals reach the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def _wait(server: Running) -> None:

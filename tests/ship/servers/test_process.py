@@ -1,8 +1,10 @@
 """Servers as processes: ready when healthy, stopped whatever happens, and clear about why they did not start."""
 
 import os
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +23,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(data)
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
+
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
 
 
 def alive(pid):
@@ -47,6 +52,23 @@ def test_a_server_and_its_children_are_stopped_whatever_happens():
             break
         time.sleep(0.05)
     assert not alive(child)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="processes are looked up in /proc")
+def test_a_server_is_stopped_where_surgeon_is_terminated():
+    code = (
+        "import sys; from surgeon.ship.servers.process import running\n"
+        f"with running('toy', [sys.executable, '-c', {HEALTHY!r}, '{{port}}'], {{'GIVEN': ''}}) as server:\n"
+        "    print(server.process.pid, flush=True); sys.stdin.read()"
+    )
+    asked = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+    server = asked.stdout.readline().strip()
+    assert alive(server)
+    asked.terminate()
+    asked.communicate(timeout=30)
+    assert asked.returncode == 143 and not alive(server)
 
 
 def test_a_server_that_ends_shows_the_end_of_its_output():
