@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from surgeon.space.editing_api import edit, reshape
     from surgeon.space.expr import DataFit, Expr, Fit
     from surgeon.verbs.apply import apply
+    from surgeon.verbs.check import check
     from surgeon.verbs.convert import convert
     from surgeon.verbs.diff import diff
     from surgeon.verbs.doctor import doctor
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from surgeon.verbs.measure_merge import measure_merge
     from surgeon.verbs.methods import list_methods
     from surgeon.verbs.plan import plan
+    from surgeon.verbs.push_weights import push_weights
     from surgeon.verbs.recipes import copy_recipe, list_recipes
     from surgeon.verbs.schema import schema
     from surgeon.verbs.show import show
@@ -74,19 +76,18 @@ _HOMES = {
 } | {
     verb: f"surgeon.verbs.{verb}"
     for verb in (
-        *("apply", "convert", "diff", "doctor", "find", "greedy_soup", "import_gguf", "plan", "schema", "show"),
-        "tune",
-        "verify",
+        *("apply", "check", "convert", "diff", "doctor", "find", "greedy_soup", "import_gguf", "plan", "push_weights"),
+        *("schema", "show", "tune", "verify"),
     )
 }
 
 __all__ = [
     "BudgetError", "CheckpointError", "DataFit", "Direction", "Expr", "Fault", "Fit", "MismatchError", "Origin",
     "OutputError", "Progress", "RecipeError", "RefusedError", "RunError", "SurgeonError", "VerificationError",
-    "__version__", "apply", "apply_to", "convert", "copy_recipe", "diff", "doctor", "dump_recipe", "edit",
+    "__version__", "apply", "apply_to", "check", "convert", "copy_recipe", "diff", "doctor", "dump_recipe", "edit",
     "export_adapter", "find", "greedy_soup", "import_gguf", "list_methods", "list_recipes", "load_recipe",
-    "measure_fisher", "measure_gram", "measure_merge", "measure_residual", "merge", "open", "plan", "reshape", "schema",
-    "show", "tune", "verify",
+    "measure_fisher", "measure_gram", "measure_merge", "measure_residual", "merge", "open", "plan", "push_weights",
+    "reshape", "schema", "show", "tune", "verify",
 ]  # fmt: skip
 
 

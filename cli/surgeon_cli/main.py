@@ -10,6 +10,7 @@ import typer
 import surgeon
 from surgeon_cli import (
     apply,
+    check,
     convert,
     diff,
     doctor,
@@ -22,6 +23,7 @@ from surgeon_cli import (
     methods,
     output,
     plan,
+    push_weights,
     recipes,
     schema,
     show,
@@ -38,6 +40,8 @@ app = typer.Typer(
 app.command("apply")(apply.command)
 app.command("plan")(plan.command)
 app.command("verify")(verify.command)
+app.command("check")(check.command)
+app.command("push-weights")(push_weights.command)
 app.command("find")(find.command)
 app.command("tune")(tune.command)
 app.command("diff")(diff.command)

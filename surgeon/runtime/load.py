@@ -64,7 +64,7 @@ def load(folder: Path, *, dtype: str = "float32", device: str = "auto", device_m
     place = None if device_map is not None else _device(device)
     checkpoint = open_checkpoint(folder, str(folder))
     anatomy = _anatomy(checkpoint)
-    with _quiet():
+    with quiet():
         model = _model(folder, getattr(torch, dtype), device_map)
         tokenizer = _tokenizer(folder)
     model.requires_grad_(False)
@@ -145,7 +145,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Neither progress bars nor warnings of transformers; both are as they were afterwards."""
     from transformers.utils import logging
 

@@ -9,7 +9,7 @@ import surgeon
 from surgeon_cli.main import app
 
 VERBS = ["apply", "plan", "verify", "find", "measure", "diff", "show", "import", "methods", "recipes", "schema"]
-VERBS += ["convert", "doctor", "export", "tune"]
+VERBS += ["check", "convert", "doctor", "export", "push-weights", "tune"]
 
 
 def ask(*arguments):

@@ -1,0 +1,1 @@
+"""Whether inference servers read a folder of weights as it is meant."""
