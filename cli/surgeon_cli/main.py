@@ -23,8 +23,10 @@ from surgeon_cli import (
     output,
     plan,
     recipes,
+    reproduce,
     schema,
     show,
+    sign,
     tune,
     verify,
 )
@@ -38,6 +40,8 @@ app = typer.Typer(
 app.command("apply")(apply.command)
 app.command("plan")(plan.command)
 app.command("verify")(verify.command)
+app.command("reproduce")(reproduce.command)
+app.command("sign")(sign.command)
 app.command("find")(find.command)
 app.command("tune")(tune.command)
 app.command("diff")(diff.command)
