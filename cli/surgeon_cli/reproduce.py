@@ -15,7 +15,9 @@ def command(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="AGAIN", help="Keep what is built here.", show_default="a temporary folder"),
+        typer.Option(
+            "--out", "-o", metavar="AGAIN", help="Keep what is built here.", show_default="a temporary folder"
+        ),
     ] = None,
     set_: options.Set = None,
     device: options.Device = "auto",
@@ -24,7 +26,7 @@ def command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace AGAIN once it is complete.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Build OUT again from the inputs its receipt names, and compare every byte.
+    """Build OUT again from its inputs and compare every byte.
 
     Ends with 0 when all is identical, 3 when something differs: the tensors
     are named, and the inputs that changed.

@@ -16,7 +16,7 @@ def command(
     ],
     as_json: options.Json = False,
 ) -> None:
-    """Sign the receipt of OUT, and with it every byte the receipt speaks of.
+    """Sign the receipt of OUT, and with it every byte of it.
 
     The signature, an in-toto statement in a DSSE envelope, goes into
     OUT/surgeon/. An encrypted key's password is read from the environment,

@@ -67,7 +67,9 @@ def reprove(folder: Path, *, full: bool, overrides: Mapping[str, str], listener:
     checked["inputs_unchanged"] = checked["inputs"] - len(changed)
     copied = sum(target.action == "copy" and target.name in provable for target in plan.targets)
     checked |= {"zeros": {zero.tensor: zero.ratio for zero in zeros}, "receipts": followed}
-    proof = _proof(checked, copied, exactly) + words(zeros) + (f"; {followed} receipt(s) behind it hold" * bool(followed))
+    proof = (
+        _proof(checked, copied, exactly) + words(zeros) + (f"; {followed} receipt(s) behind it hold" * bool(followed))
+    )
     return Verdict(str(folder), CLAIM, proof, tuple(findings), checked)
 
 

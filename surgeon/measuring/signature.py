@@ -102,7 +102,9 @@ def check_signature(folder: Path, key: Ed25519PublicKey) -> Iterator[Finding]:
     except CheckpointError as error:
         yield mismatch(ENVELOPE, f"is no signed statement: {error.message}")
         return
-    if envelope.payloadType != _PAYLOAD or not any(_verifies(one, envelope, payload, key) for one in envelope.signatures):
+    if envelope.payloadType != _PAYLOAD or not any(
+        _verifies(one, envelope, payload, key) for one in envelope.signatures
+    ):
         yield mismatch(ENVELOPE, f"holds no valid signature by the key {key_id(key):.16}…")
         return
     digest = hashlib.sha256((folder / NAME).read_bytes()).hexdigest()

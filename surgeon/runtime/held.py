@@ -161,4 +161,5 @@ def _entry(weights: Any, key: str) -> Shelf:
     if key in weights.state_dict:
         return Shelf(weights.state_dict, key, weights.state_dict)
     folder = Path(weights.save_folder) if weights.save_folder is not None else None
-    return Shelf(weights.index, key, weights, True, folder)
+    index: Any = weights.index
+    return Shelf(index, key, weights, True, folder)

@@ -103,11 +103,11 @@ def offset_in(view: Tensor, parameter: Tensor) -> int | None:
 
 def views_of(model: Any, shapes: Shapes, state: Mapping[str, Tensor] | None = None) -> Views:
     """The same for a model and the shapes of a table of disk tensors; `state` stands for the model's parameters."""
-    state = model.state_dict(keep_vars=True) if state is None else state
+    held: Mapping[str, Tensor] = model.state_dict(keep_vars=True) if state is None else state
     found = Views()
-    for parameter, (converter, sources) in _sources(model, state, shapes).items():
+    for parameter, (converter, sources) in _sources(model, held, shapes).items():
         try:
-            found.take(parameter, state[parameter].detach(), _node(parameter, converter, sources, shapes))
+            found.take(parameter, held[parameter].detach(), _node(parameter, converter, sources, shapes))
         except MismatchError as error:
             found.refused |= {name: error for names in sources.values() for name in names}
     return found

@@ -98,6 +98,8 @@ def _measured(planned: Plan, asked: Mapping[str, Any], listener: Listener | None
         return
     from surgeon.verbs.stages import stages
 
-    with tempfile.TemporaryDirectory(prefix="surgeon-") as folder:
-        with stages(planned, Path(folder) / "out", listener, overwrite=False, resume=None) as (recipe, _):
-            yield plan(recipe, **asked)
+    with (
+        tempfile.TemporaryDirectory(prefix="surgeon-") as folder,
+        stages(planned, Path(folder) / "out", listener, overwrite=False, resume=None) as (recipe, _),
+    ):
+        yield plan(recipe, **asked)

@@ -57,7 +57,9 @@ def reproduce(
     findings = [*compare(receipt, again), *(_own(folder, receipt, on_event) if place.is_dir() else ())]
     count = len(receipt.tensors)
     proof = f"is what its inputs give: {count} tensors in {len(receipt.files)} file(s), built again byte for byte"
-    return Verdict(str(place), CLAIM, proof, tuple(findings), {"tensors": count, "built": None if out is None else str(out)})
+    return Verdict(
+        str(place), CLAIM, proof, tuple(findings), {"tensors": count, "built": None if out is None else str(out)}
+    )
 
 
 @contextmanager

@@ -40,7 +40,9 @@ def verify(
         raise RefusedError(f"{folder}: no such file or folder", hint="give the folder to prove")
     if recipe is not None:
         if key is not None:
-            raise RefusedError("a signature is one of the receipt, and judging by a recipe reads none", hint="drop --recipe")
+            raise RefusedError(
+                "a signature is one of the receipt, and judging by a recipe reads none", hint="drop --recipe"
+            )
         from surgeon.measuring.foreign import judge_folder
         from surgeon.planning.prepare import fits
 

@@ -36,7 +36,9 @@ def change(folder):
 
 def test_an_input_with_a_receipt_is_named_by_its_hash(root):
     held = {one["name"]: one["receipt"] for one in receipt(root / "second")["inputs"]}
-    assert sorted(held.values(), key=str) == sorted([None, blake3((root / "first/surgeon.json").read_bytes()).hexdigest()], key=str)
+    assert sorted(held.values(), key=str) == sorted(
+        [None, blake3((root / "first/surgeon.json").read_bytes()).hexdigest()], key=str
+    )
 
 
 def test_the_whole_chain_is_followed(root):

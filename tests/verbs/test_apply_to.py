@@ -109,6 +109,7 @@ def test_it_is_the_written_file_and_then_what_it_was(name, tied, place, made, tm
     (tmp_path / "room").mkdir()
     model = place(folder, name, tmp_path / "room")
     before, on_the_disk, first = bits(model), files(folder, tmp_path), logits(model)
+    assert any(value.device.type == "meta" for value in model.state_dict().values()) is (place is not plain)
     with surgeon.apply_to(model, ablated(folder)) as applied:
         assert differing(bits(model), bits(expected)) == set()
         assert torch.equal(logits(model), logits(expected))
@@ -202,9 +203,7 @@ def test_a_merged_adapter_is_refused(made):
 def test_an_adapter_with_its_own_head_is_told(made):
     peft = pytest.importorskip("peft")
     folder, _ = made("llama", False)
-    config = peft.LoraConfig(
-        task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"]
-    )
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"])
     model = peft.get_peft_model(model_of(folder), config)
     applied = surgeon.apply_to(model, ablated(folder))
     assert any("own copy of model.embed_tokens.weight" in note for note in applied.notes)

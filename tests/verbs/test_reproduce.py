@@ -21,7 +21,7 @@ def root(tmp_path):
     tuned = toy_llama(tmp_path / "tuned", 1, base=base, dtype=torch.bfloat16)
     mean = 0.5 * surgeon.open(base) + 0.5 * surgeon.open(tuned)
     rows = direction(torch.randn(1, 32, generator=torch.Generator().manual_seed(3)), at="block.0")
-    surgeon.apply(surgeon.edit("ablate", mean, directions=rows), tmp_path / "out", shard_size="60kB")
+    surgeon.apply(surgeon.edit("ablate", mean, directions=rows), tmp_path / "out", shard_size="20kB")
     return tmp_path
 
 
@@ -58,8 +58,6 @@ def test_a_changed_input_is_named_with_what_it_changes(root):
 
 def test_a_changed_output_is_not_what_its_inputs_give(root):
     shard = json.loads((root / "out/model.safetensors.index.json").read_text())["weight_map"][NAME]
-    tensors = load_file(root / "out" / shard)
-    tensors[NAME][0, 0] += 1
     data = bytearray((root / "out" / shard).read_bytes())
     data[-1] ^= 1
     (root / "out" / shard).write_bytes(data)
