@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from surgeon.verbs.measure_merge import measure_merge
     from surgeon.verbs.methods import list_methods
     from surgeon.verbs.plan import plan
+    from surgeon.verbs.publish import publish
     from surgeon.verbs.recipes import copy_recipe, list_recipes
     from surgeon.verbs.reproduce import reproduce
     from surgeon.verbs.schema import schema
@@ -78,7 +79,7 @@ _HOMES = {
     verb: f"surgeon.verbs.{verb}"
     for verb in (
         *("apply", "convert", "diff", "doctor", "find", "greedy_soup", "import_gguf", "load", "plan"),
-        *("apply_to", "reproduce", "schema", "show", "sign", "tune"),
+        *("apply_to", "publish", "reproduce", "schema", "show", "sign", "tune"),
         "verify",
     )
 }
@@ -88,8 +89,8 @@ __all__ = [
     "OutputError", "Progress", "RecipeError", "RefusedError", "RunError", "SurgeonError", "VerificationError",
     "__version__", "apply", "apply_to", "convert", "copy_recipe", "diff", "doctor", "dump_recipe", "edit",
     "export_adapter", "find", "greedy_soup", "import_gguf", "list_methods", "list_recipes", "load", "load_recipe",
-    "measure_fisher", "measure_gram", "measure_merge", "measure_residual", "merge", "open", "plan", "reproduce",
-    "reshape", "schema", "show", "sign", "tune", "verify",
+    "measure_fisher", "measure_gram", "measure_merge", "measure_residual", "merge", "open", "plan", "publish",
+    "reproduce", "reshape", "schema", "show", "sign", "tune", "verify",
 ]  # fmt: skip
 
 

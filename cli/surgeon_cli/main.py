@@ -22,6 +22,7 @@ from surgeon_cli import (
     methods,
     output,
     plan,
+    publish,
     recipes,
     reproduce,
     schema,
@@ -42,6 +43,7 @@ app.command("plan")(plan.command)
 app.command("verify")(verify.command)
 app.command("reproduce")(reproduce.command)
 app.command("sign")(sign.command)
+app.command("publish")(publish.command)
 app.command("find")(find.command)
 app.command("tune")(tune.command)
 app.command("diff")(diff.command)

@@ -9,7 +9,7 @@ import surgeon
 from surgeon_cli.main import app
 
 VERBS = ["apply", "plan", "verify", "find", "measure", "diff", "show", "import", "methods", "recipes", "schema"]
-VERBS += ["convert", "doctor", "export", "reproduce", "sign", "tune"]
+VERBS += ["convert", "doctor", "export", "publish", "reproduce", "sign", "tune"]
 
 
 def ask(*arguments):
