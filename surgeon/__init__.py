@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from surgeon.space.editing_api import edit, reshape
     from surgeon.space.expr import DataFit, Expr, Fit
     from surgeon.verbs.apply import apply
+    from surgeon.verbs.apply_to import apply_to
     from surgeon.verbs.check import check
     from surgeon.verbs.convert import convert
     from surgeon.verbs.diff import diff
@@ -39,15 +40,19 @@ if TYPE_CHECKING:
     from surgeon.verbs.find import find
     from surgeon.verbs.greedy_soup import greedy_soup
     from surgeon.verbs.import_gguf import import_gguf
-    from surgeon.verbs.measure import apply_to, measure_residual
+    from surgeon.verbs.load import load
+    from surgeon.verbs.measure import measure_residual
     from surgeon.verbs.measure_data import measure_fisher, measure_gram
     from surgeon.verbs.measure_merge import measure_merge
     from surgeon.verbs.methods import list_methods
     from surgeon.verbs.plan import plan
+    from surgeon.verbs.publish import publish
     from surgeon.verbs.push_weights import push_weights
     from surgeon.verbs.recipes import copy_recipe, list_recipes
+    from surgeon.verbs.reproduce import reproduce
     from surgeon.verbs.schema import schema
     from surgeon.verbs.show import show
+    from surgeon.verbs.sign import sign
     from surgeon.verbs.tune import tune
     from surgeon.verbs.verify import verify
 
@@ -58,7 +63,6 @@ _HOMES = {
     "Expr": "surgeon.space.expr",
     "Fit": "surgeon.space.expr",
     "Progress": "surgeon.engine.events",
-    "apply_to": "surgeon.verbs.measure",
     "copy_recipe": "surgeon.verbs.recipes",
     "dump_recipe": "surgeon.recipe",
     "edit": "surgeon.space.editing_api",
@@ -76,8 +80,20 @@ _HOMES = {
 } | {
     verb: f"surgeon.verbs.{verb}"
     for verb in (
-        *("apply", "check", "convert", "diff", "doctor", "find", "greedy_soup", "import_gguf", "plan", "push_weights"),
-        *("schema", "show", "tune", "verify"),
+        *(
+            "apply",
+            "apply_to",
+            "check",
+            "convert",
+            "diff",
+            "doctor",
+            "find",
+            "greedy_soup",
+            "import_gguf",
+            "load",
+            "plan",
+        ),
+        *("publish", "push_weights", "reproduce", "schema", "show", "sign", "tune", "verify"),
     )
 }
 
@@ -85,9 +101,9 @@ __all__ = [
     "BudgetError", "CheckpointError", "DataFit", "Direction", "Expr", "Fault", "Fit", "MismatchError", "Origin",
     "OutputError", "Progress", "RecipeError", "RefusedError", "RunError", "SurgeonError", "VerificationError",
     "__version__", "apply", "apply_to", "check", "convert", "copy_recipe", "diff", "doctor", "dump_recipe", "edit",
-    "export_adapter", "find", "greedy_soup", "import_gguf", "list_methods", "list_recipes", "load_recipe",
-    "measure_fisher", "measure_gram", "measure_merge", "measure_residual", "merge", "open", "plan", "push_weights",
-    "reshape", "schema", "show", "tune", "verify",
+    "export_adapter", "find", "greedy_soup", "import_gguf", "list_methods", "list_recipes", "load", "load_recipe",
+    "measure_fisher", "measure_gram", "measure_merge", "measure_residual", "merge", "open", "plan", "publish",
+    "push_weights", "reproduce", "reshape", "schema", "show", "sign", "tune", "verify",
 ]  # fmt: skip
 
 

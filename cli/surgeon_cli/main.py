@@ -23,10 +23,13 @@ from surgeon_cli import (
     methods,
     output,
     plan,
+    publish,
     push_weights,
     recipes,
+    reproduce,
     schema,
     show,
+    sign,
     tune,
     verify,
 )
@@ -42,6 +45,9 @@ app.command("plan")(plan.command)
 app.command("verify")(verify.command)
 app.command("check")(check.command)
 app.command("push-weights")(push_weights.command)
+app.command("reproduce")(reproduce.command)
+app.command("sign")(sign.command)
+app.command("publish")(publish.command)
 app.command("find")(find.command)
 app.command("tune")(tune.command)
 app.command("diff")(diff.command)

@@ -16,6 +16,10 @@ def command(
         typer.Option(metavar="RECIPE", help="Judge any folder by this recipe, whatever wrote it."),
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="Recompute every block, not a sample.")] = False,
+    key: Annotated[
+        Path | None,
+        typer.Option(metavar="PUB.pem", help="The receipt must be signed by this ed25519 key.", show_default=False),
+    ] = None,
     set_: options.Set = None,
     as_json: options.Json = False,
 ) -> None:
@@ -28,9 +32,13 @@ def command(
 
       surgeon verify out/
 
+      surgeon verify out/ --key PUB.pem
+
       surgeon verify someone-elses-merge/ --recipe recipe.yaml --full
     """
     with progress.drawn(quiet=as_json) as on_event:
-        verdict = surgeon.verify(out, recipe=recipe, full=full, overrides=options.overrides(set_), on_event=on_event)
+        verdict = surgeon.verify(
+            out, recipe=recipe, full=full, key=key, overrides=options.overrides(set_), on_event=on_event
+        )
     output.show(verdict, as_json=as_json)
     raise typer.Exit(verdict.exit_code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -21,7 +22,7 @@ def model_card(plan: Plan, resolved: str) -> str:
         base_model_relation=("merge" if len(plan.sources) > 1 else "finetune") if hub else None,
         library_name="transformers" if "architectures" in plan.files_from.config else None,
         tags=["surgeon", *(["merge"] if len(plan.sources) > 1 else [])],
-        **_metadata_of(plan.files_from),
+        **({} if plan.files_from.single_file else card_metadata(plan.files_from.root)),
     )
     computed = [target for target in plan.targets if target.action == "compute"]
     inputs = "\n".join(f"- `{model}`: {source.ref}" for model, source in plan.sources.items())
@@ -33,9 +34,10 @@ def model_card(plan: Plan, resolved: str) -> str:
     )
 
 
-def _metadata_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    path = checkpoint.root / "README.md"
-    if checkpoint.single_file or not path.is_file():
+def card_metadata(folder: Path) -> dict[str, Any]:
+    """What a folder's model card says of licence, languages and use; {} where it has none that can be read."""
+    path = folder / "README.md"
+    if not path.is_file():
         return {}
     try:
         data = ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()

@@ -22,11 +22,12 @@ from surgeon.planning.step import Target
 from surgeon.store.adapter import Adapter
 from surgeon.store.checkpoint import Checkpoint
 from surgeon.store.header import read_header
+from surgeon.store.source import RECEIPT
 from surgeon.tensors import human_bytes
 from surgeon.version import VERSION
 
 FORMAT = 1
-NAME = "surgeon.json"
+NAME = RECEIPT
 
 
 @dataclass(frozen=True)
@@ -150,10 +151,19 @@ def _input(name: str, source: Readable) -> dict[str, Any]:
         "kind": kind,
         "ref": source.ref,
         "revision": None if isinstance(source, PerTensor) else source.revision,
+        "receipt": _receipt_of(source),
         "files": {
             file.name: {"size": file.stat().st_size, "header": read_header(file).digest} for file in sorted(files)
         },
     }
+
+
+def _receipt_of(source: Readable) -> str | None:
+    """The blake3 of an input's own receipt, by which `verify` follows where it came from; a single file has none."""
+    if isinstance(source, PerTensor) or (isinstance(source, Checkpoint) and source.single_file):
+        return None
+    path = source.root / NAME
+    return blake3(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def _named(plan: Plan) -> list[tuple[str, Readable]]:

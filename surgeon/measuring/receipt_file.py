@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -33,12 +34,13 @@ class FileFacts(_Part):
 
 
 class InputFacts(_Part):
-    """One input: what it was called and its weight files."""
+    """One input: what it was called, its weight files, and the blake3 of its own receipt where it had one."""
 
     name: str
     kind: Literal["model", "adapter", "gram", "merged_gram", "fisher"]
     ref: str
     revision: str | None
+    receipt: str | None = None
     files: dict[str, FileFacts]
 
 
@@ -106,11 +108,22 @@ def read_receipt(folder: Path) -> ReceiptFacts:
             f"{folder} holds no {NAME}, so it makes no claim that could be proven",
             hint="judge it by a recipe: surgeon verify OUT --recipe RECIPE",
         )
+    return receipt_in(path)
+
+
+def receipt_in(path: Path) -> ReceiptFacts:
+    """The receipt that is a file; VerificationError where it is none."""
     try:
-        return ReceiptFacts.model_validate(read_object(path))
+        return facts_of(read_object(path), str(path))
     except CheckpointError as error:
         raise VerificationError(f"{path} is damaged: {error.message}") from None
+
+
+def facts_of(content: Mapping[str, Any], label: str) -> ReceiptFacts:
+    """The facts of a receipt's JSON; VerificationError where it is none."""
+    try:
+        return ReceiptFacts.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise VerificationError(f"{path} is not a receipt this version knows: {where}: {first['msg']}") from None
+        raise VerificationError(f"{label} is not a receipt this version knows: {where}: {first['msg']}") from None

@@ -11,6 +11,7 @@ from surgeon.engine.events import Listener
 from surgeon.engine.reading import Files
 from surgeon.engine.receipt import made_with
 from surgeon.errors import VerificationError
+from surgeon.measuring.chain import follow
 from surgeon.measuring.files_check import check_files, check_tensors
 from surgeon.measuring.inputs_check import check_inputs, inputs_of, plan_again
 from surgeon.measuring.reading import Ticker, digests
@@ -48,7 +49,8 @@ def reprove(folder: Path, *, full: bool, overrides: Mapping[str, str], listener:
             proof += "; what they were made from is not here"
             return Verdict(str(folder), CLAIM, proof, tuple(findings), {"tensors": count})
         other, changed = check_inputs(receipt, inputs, hashes)
-        findings += other
+        chain, followed = follow(receipt, [source for _, source in plan.inputs])
+        findings += [*other, *chain]
         provable = {name: needed for name, needed in inputs.items() if not changed.intersection(needed.values())}
         pairs = [
             (target, checkpoint.tensors[target.name])
@@ -64,8 +66,11 @@ def reprove(folder: Path, *, full: bool, overrides: Mapping[str, str], listener:
     checked = _checked(plan, entries) | {"inputs": len({*stored} - {*checkpoint.tensors.values()})}
     checked["inputs_unchanged"] = checked["inputs"] - len(changed)
     copied = sum(target.action == "copy" and target.name in provable for target in plan.targets)
-    checked |= {"zeros": {zero.tensor: zero.ratio for zero in zeros}}
-    return Verdict(str(folder), CLAIM, _proof(checked, copied, exactly) + words(zeros), tuple(findings), checked)
+    checked |= {"zeros": {zero.tensor: zero.ratio for zero in zeros}, "receipts": followed}
+    proof = (
+        _proof(checked, copied, exactly) + words(zeros) + (f"; {followed} receipt(s) behind it hold" * bool(followed))
+    )
+    return Verdict(str(folder), CLAIM, proof, tuple(findings), checked)
 
 
 def _copies(

@@ -59,13 +59,11 @@ def load(folder: Path, *, dtype: str = "float32", device: str = "auto", device_m
     a table, RefusedError for a dtype or device that is not there.
     """
     folder = Path(folder)
-    if dtype not in FLOATS.values():
-        raise RefusedError(f"{dtype!r} is no dtype to run in", hint=f"use {', '.join(FLOATS.values())}")
     place = None if device_map is not None else _device(device)
     checkpoint = open_checkpoint(folder, str(folder))
     anatomy = _anatomy(checkpoint)
+    model = load_model(folder, dtype, device_map=device_map)
     with quiet():
-        model = _model(folder, getattr(torch, dtype), device_map)
         tokenizer = _tokenizer(folder)
     model.requires_grad_(False)
     if place is not None:
@@ -90,14 +88,22 @@ def _anatomy(checkpoint: Checkpoint) -> Anatomy:
     return describe(checkpoint.config, table, checkpoint.ref)
 
 
-def _model(folder: Path, dtype: torch.dtype, device_map: str | None) -> Any:
+def load_model(folder: Path, dtype: str | None = None, *, device_map: Any = None, offload_folder: Any = None) -> Any:
+    """The bare transformers model in a folder, in the checkpoint's own dtype unless one is given."""
+    if dtype not in (None, *FLOATS.values()):
+        raise RefusedError(f"{dtype!r} is no dtype to run in", hint=f"use {', '.join(FLOATS.values())}")
+    with quiet():
+        return _model(folder, getattr(torch, dtype) if dtype else "auto", device_map, offload_folder)
+
+
+def _model(folder: Path, dtype: torch.dtype | str, device_map: Any, offload_folder: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     loading: Any = AutoModelForCausalLM.from_pretrained
     try:
         model, report = loading(
-            folder, dtype=dtype, device_map=device_map, local_files_only=True, trust_remote_code=False,
-            use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
+            folder, dtype=dtype, device_map=device_map, offload_folder=offload_folder, local_files_only=True,
+            trust_remote_code=False, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         hint = "check that transformers alone loads it: AutoModelForCausalLM.from_pretrained"

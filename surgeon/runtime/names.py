@@ -52,12 +52,34 @@ class Views(dict[str, Tensor]):
 
     Names of the disk that the model does not use (old buffers) are not in it, nor those in `refused`: parameters made
     of the disk's tensors by more than stacking, joining and transposing, or not in memory. Asking for a name that is
-    not in it is a MismatchError that says why.
+    not in it is a MismatchError that says why. `parameter` has the parameter of every name, in memory or not.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.refused: dict[str, MismatchError] = {}
+        self.parameter: dict[str, str] = {}
+        self._made: dict[str, _Node] = {}
+
+    def take(self, parameter: str, value: Tensor, made: _Node) -> None:
+        """Add the views into a parameter's value, unless that is not in memory."""
+        if made.shape != tuple(value.shape):
+            raise MismatchError(f"{parameter} is {list(made.shape)} on disk and {list(value.shape)} in memory")
+        self._made[parameter] = made
+        inside = dict(made.views(value))
+        self.parameter |= dict.fromkeys(inside, parameter)
+        if value.device.type != "meta":
+            self.update(inside)
+            return
+        elsewhere = MismatchError(
+            f"{parameter} is not in memory: accelerate keeps it elsewhere",
+            hint="load the model where it fits: a larger device, or bfloat16",
+        )
+        self.refused |= dict.fromkeys(inside, elsewhere)
+
+    def within(self, parameter: str, value: Tensor) -> dict[str, Tensor]:
+        """The views into another tensor that stands for a parameter."""
+        return dict(self._made[parameter].views(value))
 
     def __missing__(self, name: str) -> Tensor:
         raise self.refused.get(name) or MismatchError(
@@ -79,13 +101,13 @@ def offset_in(view: Tensor, parameter: Tensor) -> int | None:
     return start // size if held else None
 
 
-def views_of(model: Any, shapes: Shapes) -> Views:
-    """The same for a model and the shapes of a table of disk tensors."""
-    state = model.state_dict(keep_vars=True)
+def views_of(model: Any, shapes: Shapes, state: Mapping[str, Tensor] | None = None) -> Views:
+    """The same for a model and the shapes of a table of disk tensors; `state` stands for the model's parameters."""
+    held: Mapping[str, Tensor] = model.state_dict(keep_vars=True) if state is None else state
     found = Views()
-    for parameter, (converter, sources) in _sources(model, state, shapes).items():
+    for parameter, (converter, sources) in _sources(model, held, shapes).items():
         try:
-            found |= _views(parameter, state[parameter].detach(), converter, sources, shapes)
+            found.take(parameter, held[parameter].detach(), _node(parameter, converter, sources, shapes))
         except MismatchError as error:
             found.refused |= {name: error for names in sources.values() for name in names}
     return found
@@ -112,18 +134,6 @@ def module_names(config: Mapping[str, Any], shapes: Shapes) -> dict[str, str]:
         parameter: [n for names in by.values() for n in names] for parameter, (made, by) in found.items() if not made
     }
     return {names[0]: parameter for parameter, names in alone.items() if len(names) == 1}
-
-
-def _views(parameter: str, value: Tensor, converter: Any, sources: Sources, shapes: Shapes) -> dict[str, Tensor]:
-    if value.device.type == "meta":
-        raise MismatchError(
-            f"{parameter} is not in memory: accelerate keeps it elsewhere",
-            hint="load the model where it fits: a larger device, or bfloat16",
-        )
-    node = _node(parameter, converter, sources, shapes)
-    if node.shape != tuple(value.shape):
-        raise MismatchError(f"{parameter} is {list(node.shape)} on disk and {list(value.shape)} in memory")
-    return dict(node.views(value))
 
 
 def _sources(model: Any, state: Mapping[str, Tensor], shapes: Shapes) -> dict[str, tuple[Any, dict[str, list[str]]]]:

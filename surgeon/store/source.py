@@ -16,6 +16,9 @@ from surgeon.store.side_files import is_side_file
 #: What makes a reference a path; anything else is a Hub id.
 PATH_STARTS = ("./", "../", "/", "~")
 
+#: The receipt of what surgeon made, which names the receipts of its inputs.
+RECEIPT = "surgeon.json"
+
 Source = Checkpoint | Adapter
 
 
@@ -81,7 +84,7 @@ def _needed(repo: str, revision: str | None, names: set[str]) -> list[str]:
     first = _first(names, repo)
     if first == WEIGHTS:
         return [CONFIG, WEIGHTS]
-    needed = [first, *filter(is_side_file, names)]
+    needed = [first, *filter(is_side_file, names), *names & {RECEIPT}]
     if first not in SINGLES:
         index = contained(_download(repo, revision, [first]), first, repo)
         needed += set(read_index(index, names).values())

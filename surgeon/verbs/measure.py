@@ -1,8 +1,7 @@
-"""`surgeon measure`: what an edit did to a model that runs; and edits of a model in memory."""
+"""`surgeon measure`: what an edit did to a model that runs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from surgeon.artifacts.direction import Direction
     from surgeon.measuring.residual import Residual
-    from surgeon.runtime.load import Loaded
-    from surgeon.space.expr import Expr
 
 
 @dataclass(frozen=True)
@@ -66,19 +63,3 @@ def measure_residual(
         neutral_examples(loaded.has_chats) if prompts is None else read_examples(Path(prompts).expanduser(), mixed=True)
     )
     return ResidualReport(residual(loaded, held, examples, at))
-
-
-def apply_to(loaded: Loaded, expr: Expr) -> Mapping[str, Any]:
-    """Evaluate an expression into a loaded model's parameters: the numbers the written file would hold, in float32.
-
-    Returns what changes in the config. The model stays edited.
-    """
-    from surgeon.engine.run import run
-    from surgeon.measuring.trial import changes_only
-    from surgeon.planning.plan import build
-    from surgeon.runtime.module_sink import ModuleSink
-    from surgeon.space.output import Output, Recipe
-
-    plan = changes_only(build(Recipe(expr, Output(dtype="F32"))), loaded)
-    run(plan, ModuleSink(loaded, {target.name: target.spec for target in plan.targets}))
-    return plan.config

@@ -9,7 +9,7 @@ import surgeon
 from surgeon_cli.main import app
 
 VERBS = ["apply", "plan", "verify", "find", "measure", "diff", "show", "import", "methods", "recipes", "schema"]
-VERBS += ["check", "convert", "doctor", "export", "push-weights", "tune"]
+VERBS += ["check", "convert", "doctor", "export", "publish", "push-weights", "reproduce", "sign", "tune"]
 
 
 def ask(*arguments):

@@ -120,8 +120,9 @@ def test_the_module_sink_gives_what_the_written_file_gives(name, tied, made, tmp
     live = loaded(folder)
     before = {name: view.clone() for name, view in parameter_views(live).items()}
     plain = logits(live)
-    with ModuleSink(live) as sink:
-        run(build(Recipe(expr), Options(threads=2, device="cpu", block=512)), sink)
+    plan = build(Recipe(expr), Options(threads=2, device="cpu", block=512))
+    with ModuleSink(live, {target.name: target.spec for target in plan.targets}) as sink:
+        run(plan, sink)
         assert_same(dict(live.model.named_parameters()), dict(expected.model.named_parameters()))
         assert torch.equal(logits(live), logits(expected))
         assert live.model.config.tie_word_embeddings is False

@@ -299,3 +299,17 @@ def test_killed_between_the_fit_and_the_end(place: Path, passes: list[str]):
     assert passes == []
     assert left(place) == {"out"}
     assert surgeon.verify(out).exit_code == 0
+
+
+def test_a_model_in_memory_takes_what_is_measured(place: Path, passes: list[str]):
+    from transformers import AutoModelForCausalLM
+
+    surgeon.apply(place / "twice.yaml", place / "out")
+    expected = AutoModelForCausalLM.from_pretrained(place / "out").state_dict()
+    model = AutoModelForCausalLM.from_pretrained(TINY / "model")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with surgeon.apply_to(model, place / "twice.yaml"):
+        assert passes == ["d", "e"] * 2
+        found = model.state_dict()
+        assert [name for name, value in found.items() if not torch.equal(value, expected[name])] == []
+    assert [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])] == []
