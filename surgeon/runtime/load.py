@@ -33,8 +33,8 @@ class Loaded:
 
     @property
     def trunk(self) -> Any:
-        """The bare model, without its head."""
-        return self.model.base_model
+        """The bare language model, without its head."""
+        return self.model.base_model.get_submodule(self.anatomy.family.language)
 
     @property
     def blocks(self) -> Any:
@@ -65,7 +65,7 @@ def load(folder: Path, *, dtype: str = "float32", device: str = "auto", device_m
     checkpoint = open_checkpoint(folder, str(folder))
     anatomy = _anatomy(checkpoint)
     with _quiet():
-        model = _model(folder, getattr(torch, dtype), device_map)
+        model = _model(folder, str(checkpoint.config["model_type"]), getattr(torch, dtype), device_map)
         tokenizer = _tokenizer(folder)
     model.requires_grad_(False)
     if place is not None:
@@ -90,10 +90,17 @@ def _anatomy(checkpoint: Checkpoint) -> Anatomy:
     return describe(checkpoint.config, table, checkpoint.ref)
 
 
-def _model(folder: Path, dtype: torch.dtype, device_map: str | None) -> Any:
-    from transformers import AutoModelForCausalLM
+def _class(model_type: str) -> Any:
+    """The auto class that loads this type with its language model's head: models that see have one of their own."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto import modeling_auto as known
 
-    loading: Any = AutoModelForCausalLM.from_pretrained
+    seeing = model_type in known.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return AutoModelForImageTextToText if seeing else AutoModelForCausalLM
+
+
+def _model(folder: Path, model_type: str, dtype: torch.dtype, device_map: str | None) -> Any:
+    loading: Any = _class(model_type).from_pretrained
     try:
         model, report = loading(
             folder, dtype=dtype, device_map=device_map, local_files_only=True, trust_remote_code=False,

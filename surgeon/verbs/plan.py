@@ -25,6 +25,7 @@ def plan(
     dtype: str | None = None,
     shard_size: int | str | None = None,
     files_from: Expr | None = None,
+    dequantize: bool = False,
     device: str = "auto",
     memory: int | str | None = None,
     threads: int | None = None,
@@ -35,7 +36,7 @@ def plan(
 ) -> Plan:
     """Plan a recipe (a file, a `Recipe` or an expression): every tensor, bytes, peak memory. No tensor is read.
 
-    `dtype`, `shard_size` and `files_from` win over the recipe's output; `memory` is a promise in bytes (or '4GB');
+    `dtype`, `shard_size`, `files_from` and `dequantize` win over the recipe's output; `memory` is a promise in bytes (or '4GB');
     `block` is the size of the pieces tensors are computed in, which never changes the bytes written. `any_model` lets
     a direction be used on another model than it was measured on. Raises
     RefusedError for whatever would stop `apply` before it reads.
@@ -48,6 +49,7 @@ def plan(
             "dtype": None if dtype is None else stored_dtype(dtype),
             "shard_size": None if shard_size is None else parse_bytes(str(shard_size)),
             "files_from": files_from,
+            "dequantize": dequantize or None,
         }
         budget = None if memory is None else parse_bytes(str(memory))
         options = Options(device, budget, threads, parse_bytes(str(block)), allow_nan, any_model)
