@@ -69,7 +69,9 @@ def requantised(
     grid = TensorSpec("F32", old.spec.shape)
     scale = graph.add(root, name, "fp8:scales", (value, before), settings, "scales", grid)
     whole = Input(scale, whole=True)
-    codes = graph.add(root, name, "fp8:quantise", (value, whole), settings, "codes", shape)
+    frame, last = _frame(graph.steps[key])
+    made = (value, whole, *(Input(one, whole=True) for one in frame))
+    codes = graph.add(root, name, "fp8:quantise", made, {**settings, "last": last}, "codes", shape)
     read = graph.add(root, name, _FP8, (Input(codes), whole), settings, "read again", shape)
     first, second = (
         Target(called, spec, made, "compute", kinds.of(made).reason, reads=kinds.of(made).input_bytes)
@@ -131,6 +133,12 @@ def full_config(config: Mapping[str, Any], output: Output) -> tuple[dict[str, An
 def full_files(sides: Sides, output: Output) -> dict[str, Content | None]:
     """The files that dequantising leaves out."""
     return {name: None for name in FILES if output.dequantize and name in sides.files}
+
+
+def _frame(step: Step) -> tuple[tuple[Key, ...], bool]:
+    """The columns an edit works along, where it was the last thing done, and whether the residual axis is the last."""
+    whole = tuple(need.key for need in step.inputs if need.whole)
+    return (whole if step.kernel.startswith("edit:") else ()), step.kernel.endswith("@last")
 
 
 def _packed(step: Step) -> Packed | None:

@@ -26,7 +26,7 @@ class Unpacking(Kernel):
         parts = dict(zip(call.settings["leaves"], call.wholes, strict=True))
         if stack.device.type == "meta":  # a dry run; what the codecs make on the way is as large again, twice
             return torch.empty(3, *call.block.shape, dtype=torch.float32, device="meta")[0]
-        return self.weight(parts, call.settings).float()
+        return self.weight(parts, {**call.settings, "shape": call.block.shape}).float()
 
     def weight(self, parts: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Tensor:
         """The weight, in the shape that is declared for it."""
@@ -55,8 +55,10 @@ class Compressed(Unpacking):
         integers = {"weight_packed": torch.uint8 if "nvfp4" in settings["format"] else torch.int32,
                     "weight_zero_point": torch.int32, "weight_shape": torch.int64, "weight_g_idx": torch.int32}  # fmt: skip
         given = {leaf: part.to(integers.get(leaf, torch.float32)) for leaf, part in parts.items()}
-        if "weight_shape" in given:
-            given["weight_shape"] = torch.Size(given["weight_shape"].tolist())
+        shape = given.pop("weight_shape", torch.zeros(1))
+        if shape.any() and tuple(shape.tolist()) != settings["shape"]:  # all zeros in a dry run
+            raise ValueError(f"its weight_shape says {shape.tolist()}, its numbers are {list(settings['shape'])}")
+        given["weight_shape"] = torch.Size(settings["shape"])
         compressor = BaseCompressor.get_value_from_registry(settings["format"])
         scheme = QuantizationScheme.model_validate(json.loads(settings["scheme"]))
         return compressor.decompress(given, scheme)["weight"]

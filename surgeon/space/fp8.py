@@ -1,8 +1,8 @@
 """FP8 weights: numbers of four significant bits and a scale for each block of them; read, and made again after an edit.
 
 w = code · scale. The scale of a block is its largest magnitude over 448, the largest code (a power of two where the
-format says so), in the dtype it is stored in; codes are rounded to nearest with that scale. A block that did not change
-keeps its scale and codes bit for bit.
+format says so), in the dtype it is stored in; codes are rounded to nearest with that scale, after an edit so that what
+it did along its directions stays done. A block that did not change keeps its scale and codes bit for bit.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from typing_extensions import override
 
 from surgeon.space.kernels import Call, Kernel, register_kernels
+from surgeon.space.rounding import round_columns
 from surgeon.tensors import torch_dtype
 
 #: The largest number of F8_E4M3.
@@ -48,6 +49,22 @@ def scales(weight: Tensor, old: Tensor, block: Block, power: bool, dtype: torch.
 def codes(weight: Tensor, scale: Tensor, block: Block) -> Tensor:
     """The codes of a weight [..., rows, columns], as floats that F8_E4M3 holds."""
     return unrounded(weight, scale, block).clamp_(-LARGEST, LARGEST).to(torch.float8_e4m3fn).to(weight.dtype)
+
+
+def balanced(weight: Tensor, scale: Tensor, block: Block, frame: Tensor) -> Tensor:
+    """Codes of a matrix [d, n] whose products with a frame [d, k] are those of the weight.
+
+    A small change of what was quantised before mostly rounds back to where it was: to nearest, a tenth and more of what
+    an edit takes away would return. So some codes go to their other neighbour; within a band of columns that share
+    their scales, frameᵀ(code · scale) is a product of the codes with a frame of its own.
+    """
+    grid = scale.reshape(_grid(weight, block, scale)).double()
+    units = unrounded(weight, scale, block).clamp_(-LARGEST, LARGEST)
+    columns = weight.shape[1] if grid.shape[1] == 1 else block[1]
+    for number, (part, exact) in enumerate(zip(units.split(columns, 1), weight.split(columns, 1), strict=True)):
+        weighed = frame * grid[:, number].repeat_interleave(block[0])[: len(frame), None]
+        round_columns(part, weighed, torch.float8_e4m3fn, frame.T @ exact.double())
+    return units
 
 
 def unrounded(weight: Tensor, scale: Tensor, block: Block) -> Tensor:
@@ -93,14 +110,32 @@ class Scales(Kernel):
 
 
 class Codes(Kernel):
-    """The codes of a weight; inputs, whole: the weight and its scales as they are written."""
+    """The codes of a weight; inputs, whole: the weight, its scales as they are written, the frame it was edited along.
+
+    ``last``: the residual axis is the last one.
+    """
 
     blocks = "whole"
 
     @override
     def __call__(self, stack: Tensor, call: Call) -> Tensor:
-        weight, scale = call.wholes
-        return codes(weight, scale.to(weight.dtype), call.settings["block"])
+        weight, scale, *frames = call.wholes
+        scale, block = scale.to(weight.dtype), call.settings["block"]
+        if not frames or weight.device.type == "meta":
+            return codes(weight, scale, block)
+        matrices = weight.reshape(-1, *weight.shape[-2:])
+        grids = scale.expand(len(matrices), 1, 1) if scale.numel() == 1 else scale.reshape(len(matrices), -1)
+        frame, last = frames[0].to(weight.device), call.settings["last"]
+        made = [_turned(matrix, grid, block, frame, last) for matrix, grid in zip(matrices, grids, strict=True)]
+        return torch.stack(made)
+
+
+def _turned(matrix: Tensor, scale: Tensor, block: Block, frame: Tensor, last: bool) -> Tensor:
+    """`balanced` of a matrix with the residual axis on either side."""
+    if not last:
+        return balanced(matrix, scale, block, frame)
+    turned = scale.reshape(_grid(matrix, block, scale)).T.contiguous()
+    return balanced(matrix.T.contiguous(), turned, (block[1], block[0]), frame).T
 
 
 register_kernels("fp8", {"dequantise": Dequantise(), "scales": Scales(), "quantise": Codes()}.__getitem__)

@@ -36,7 +36,11 @@ def gpt_oss(tmp_path):
         sliding_window=8, bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
     torch.manual_seed(0)
-    transformers.AutoModelForCausalLM.from_config(config).bfloat16().save_pretrained(tmp_path / "source")
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    for name, value in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(value)
+    model.bfloat16().save_pretrained(tmp_path / "source")
     generator, tensors = torch.Generator().manual_seed(1), {}
     for name, value in tensors_of(tmp_path / "source").items():
         if name.endswith(("gate_up_proj", "down_proj")):
