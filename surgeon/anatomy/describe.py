@@ -87,7 +87,7 @@ def describe(config: Mapping[str, Any], table: Mapping[str, TensorSpec], label: 
     width = _width(text, family, label)
     _check_axes(places, table, width, label)
     blocks = 1 + max((place.block for place in places.values() if place.block is not None), default=-1)
-    return Anatomy(family, trunk, width, blocks, _tied(config, family), places, unknown)
+    return Anatomy(family, trunk, width, blocks, is_tied(config, family), places, unknown)
 
 
 def language_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -121,8 +121,11 @@ def _width(config: Mapping[str, Any], family: Family, label: str) -> int:
         raise MismatchError(f"{label}: config.json does not say {family.width}, the width of the stream") from None
 
 
-def _tied(config: Mapping[str, Any], family: Family) -> bool:
-    return bool(config.get("tie_word_embeddings", family.tied))
+def is_tied(config: Mapping[str, Any], family: Family) -> bool:
+    """Whether the head reads the embedding; of a model that sees, where either part of its config says so."""
+    parts = (part for part in (config, config.get("text_config")) if isinstance(part, Mapping))
+    said = [bool(part["tie_word_embeddings"]) for part in parts if part.get("tie_word_embeddings") is not None]
+    return any(said) if said else family.tied
 
 
 def _check_axes(places: Mapping[str, Place], table: Mapping[str, TensorSpec], width: int, label: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from surgeon.anatomy.describe import describe, language_config
+from surgeon.anatomy.describe import describe, is_tied, language_config
 from surgeon.anatomy.family import families
 from surgeon.artifacts.direction import OWN, OWN_MID, Direction, bank
 from surgeon.errors import MismatchError, nearest
@@ -82,7 +82,7 @@ def _reaches_tied(edit: Edit, resolver: Resolver) -> bool:
     family = families().get(str(config.get("model_type", "")))
     if family is None:
         return False
-    return bool(config.get("tie_word_embeddings", family.tied)) and (not edit.writers or "embed" in edit.writers)
+    return is_tied(config, family) and (not edit.writers or "embed" in edit.writers)
 
 
 def fits(expr: Expr) -> tuple[Fit, ...]:

@@ -1,7 +1,5 @@
 """What stands beside the language model: draft heads and vision towers keep their bytes, projectors are edited."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -65,7 +63,8 @@ def with_an_image(model):
     if kind.startswith("qwen"):
         tokens = torch.cat([torch.full((1, 4), IMAGE), TOKENS[:1]], dim=1)
         patches = torch.randn(16, 3 * 4 * 4, generator=pixels)
-        return {"input_ids": tokens, "pixel_values": patches, "image_grid_thw": torch.tensor([[1, 4, 4]])}
+        given = {"input_ids": tokens, "pixel_values": patches, "image_grid_thw": torch.tensor([[1, 4, 4]])}
+        return given | {"mm_token_type_ids": (tokens == IMAGE).long()}
     count = 4 if kind == "gemma3" else 16
     tokens = torch.cat([torch.full((1, count), IMAGE), TOKENS[:1]], dim=1)
     given = {"input_ids": tokens, "pixel_values": torch.randn(1, 3, 16, 16, generator=pixels)}
@@ -92,21 +91,16 @@ def test_what_an_image_becomes_is_edited_and_how_it_is_seen_is_not(name, tied, t
 
 
 @pytest.mark.parametrize("name", ["gemma3 that sees", "llava"])
-def test_names_of_the_disk_stay_those_of_transformers_4(name, tmp_path):
-    folder = toy(tmp_path / "toy", name)
-    old = {}
+def test_names_of_the_disk_stay_those_of_transformers_5_too(name, tmp_path):
+    folder, renamed = toy(tmp_path / "toy", name), {}
     for key, value in load_file(folder / "model.safetensors").items():
-        key = key.removeprefix("model.")
-        key = key.replace("language_model.", "language_model.model.", 1) if "language_model.model." not in key else key
-        old["language_model.lm_head.weight" if key == "lm_head.weight" else key] = value
-    save_file(old, folder / "model.safetensors", {"format": "pt"})
+        key = key.replace("language_model.model.", "language_model.", 1)
+        renamed["lm_head.weight" if key == "language_model.lm_head.weight" else f"model.{key}"] = value
+    save_file(renamed, folder / "model.safetensors", {"format": "pt"})
     before, after = applied(folder, tmp_path / "out")
-    assert before.keys() == after.keys() == old.keys()
-    assert "language_model.model.embed_tokens.weight" in changed(before, after)
+    assert before.keys() == after.keys() == renamed.keys()
+    assert "model.language_model.embed_tokens.weight" in changed(before, after)
     model = loaded(tmp_path / "out")
     with capture(model, model.anatomy.points()) as states, torch.no_grad():
         model.model(**with_an_image(model))
     assert max(left(states).values()) < 1e-5
-    assert json.loads((tmp_path / "out/config.json").read_text())["model_type"] == json.loads(
-        (folder / "config.json").read_text()
-    )["model_type"]

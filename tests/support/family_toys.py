@@ -35,7 +35,8 @@ _QWEN_EYES = {"depth": 1, "num_heads": 2, "patch_size": 4, "spatial_merge_size":
 _MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
 _DEEPSEEK = {"n_routed_experts": 4, "moe_intermediate_size": 24, "n_group": 2, "topk_group": 1, "n_shared_experts": 1,
              "first_k_dense_replace": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4,
-             "qk_nope_head_dim": 8, "v_head_dim": 8, **_MOE}  # fmt: skip
+             "qk_nope_head_dim": 8, "v_head_dim": 8, "head_dim": 4,
+             "num_key_value_heads": 4, **_MOE}  # fmt: skip
 
 #: The token that an image's features take the place of; none of TOKENS.
 IMAGE = 2
