@@ -84,7 +84,7 @@ def _anatomy(checkpoint: Checkpoint) -> Anatomy:
     if checkpoint.config.get("quantization_config"):
         raise MismatchError(
             f"{checkpoint.ref} is quantised (its config.json has quantization_config)",
-            hint="use the model in bf16 or fp32",
+            hint="use the model in bf16 or fp32: `surgeon apply` a recipe of it with --dequantize",
         )
     table = {name: stored.spec for name, stored in checkpoint.tensors.items()}
     return describe(checkpoint.config, table, checkpoint.ref)

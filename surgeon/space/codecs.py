@@ -52,16 +52,18 @@ class Compressed(Unpacking):
         from compressed_tensors.compressors import BaseCompressor
         from compressed_tensors.quantization import QuantizationScheme
 
-        integers = {"weight_packed": torch.uint8 if "nvfp4" in settings["format"] else torch.int32,
-                    "weight_zero_point": torch.int32, "weight_shape": torch.int64, "weight_g_idx": torch.int32}  # fmt: skip
-        given = {leaf: part.to(integers.get(leaf, torch.float32)) for leaf, part in parts.items()}
+        integers = {"weight_zero_point": torch.int32, "weight_shape": torch.int64, "weight_g_idx": torch.int32}
+        integers["weight_packed"] = torch.uint8 if "nvfp4" in settings["format"] else torch.int32
+        given: dict[str, Any] = {leaf: part.to(integers.get(leaf, torch.float32)) for leaf, part in parts.items()}
         shape = given.pop("weight_shape", torch.zeros(1))
         if shape.any() and tuple(shape.tolist()) != settings["shape"]:  # all zeros in a dry run
             raise ValueError(f"its weight_shape says {shape.tolist()}, its numbers are {list(settings['shape'])}")
         given["weight_shape"] = torch.Size(settings["shape"])
         compressor = BaseCompressor.get_value_from_registry(settings["format"])
         scheme = QuantizationScheme.model_validate(json.loads(settings["scheme"]))
-        return compressor.decompress(given, scheme)["weight"]
+        weight = compressor.decompress(given, scheme)["weight"]
+        assert weight is not None
+        return weight
 
 
 class Awq(Unpacking):
@@ -78,8 +80,7 @@ class Awq(Unpacking):
         numbers = (numbers & 15).float()
         middle = (middle & 15).float() if middle is not None else torch.full_like(steps, 8.0)
         size = len(numbers) if size == -1 else size
-        spread = (tensor.repeat_interleave(size, 0) for tensor in (middle, steps))
-        offset, scale = spread
+        offset, scale = (tensor.repeat_interleave(size, 0) for tensor in (middle, steps))
         return ((numbers - offset) * scale).T
 
 

@@ -25,7 +25,7 @@ Block = tuple[int, int]
 
 
 def maxima(weight: Tensor, block: Block) -> Tensor:
-    """The largest magnitude of each block, [..., ⌈rows / block⌉, ⌈columns / block⌉], of a weight [..., rows, columns]."""
+    """The largest magnitude of each block of a weight [..., rows, columns], [..., blocks down, blocks across]."""
     rows, columns = weight.shape[-2:]
     padded = pad(weight.abs(), (0, -columns % block[1], 0, -rows % block[0]))
     return padded.unflatten(-1, (-1, block[1])).unflatten(-3, (-1, block[0])).amax(dim=(-3, -1))

@@ -132,9 +132,7 @@ def _scaled(
     return Quantised(called, packed)
 
 
-def _scale_fault(
-    name: str, spec: TensorSpec, scale: Stored | None, suffix: str, block: tuple[int, ...]
-) -> str:
+def _scale_fault(name: str, spec: TensorSpec, scale: Stored | None, suffix: str, block: tuple[int, ...]) -> str:
     if spec.dtype != "F8_E4M3":
         return f"{name} is {spec.dtype}, and F8_E4M3 is what is read"
     if scale is None:

@@ -47,7 +47,8 @@ def apply(
     folder = Path(out).expanduser()
     asked: dict[str, Any] = {
         "dtype": dtype, "shard_size": shard_size, "files_from": files_from, "dequantize": dequantize,
-        "device": device, "memory": memory, "threads": threads, "block": block, "allow_nan": allow_nan, "any_model": any_model,
+        "device": device, "memory": memory, "threads": threads, "block": block, "allow_nan": allow_nan,
+        "any_model": any_model,
     }  # fmt: skip
     planned = plan(what, overrides=overrides, **asked)
     given = Path(what).read_text(encoding="utf-8-sig") if isinstance(what, str | Path) else None

@@ -147,7 +147,7 @@ def test_compressed_tensors_in_full(fmt, args, most, tmp_path):
     for name, value in expected.items():
         assert after[name].shape == value.shape
         assert (after[name].float() - value).norm() < most * value.norm()
-    expr, row = ablated(source)
+    expr, _ = ablated(source)
     surgeon.apply(expr, tmp_path / "out", dequantize=True)
     assert surgeon.verify(tmp_path / "out", full=True).exit_code == 0
     transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")

@@ -72,14 +72,26 @@ TOYS = {
     ),
     "qwen2_vl": (
         "Qwen2VLConfig",
-        {"text": _MROPE, "vision_config": {"embed_dim": 16, "hidden_size": WIDTH, "mlp_ratio": 2, **_QWEN_EYES},
-         "image_token_id": IMAGE},
+        {
+            "text": _MROPE,
+            "vision_config": {"embed_dim": 16, "hidden_size": WIDTH, "mlp_ratio": 2, **_QWEN_EYES},
+            "image_token_id": IMAGE,
+        },
     ),
     "qwen2_5_vl": (
         "Qwen2_5_VLConfig",
-        {"text": _MROPE, "vision_config": {"hidden_size": 16, "out_hidden_size": WIDTH, "intermediate_size": 24,
-                                           "window_size": 16, "fullatt_block_indexes": [0], **_QWEN_EYES},
-         "image_token_id": IMAGE},
+        {
+            "text": _MROPE,
+            "vision_config": {
+                "hidden_size": 16,
+                "out_hidden_size": WIDTH,
+                "intermediate_size": 24,
+                "window_size": 16,
+                "fullatt_block_indexes": [0],
+                **_QWEN_EYES,
+            },
+            "image_token_id": IMAGE,
+        },
     ),
     "qwen3_moe with a dense layer": ("Qwen3MoeConfig", {**_QWEN3_MOE, "mlp_only_layers": [0]}),
 }

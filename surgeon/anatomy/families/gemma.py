@@ -21,6 +21,4 @@ ROWS = (
     *rows(Role.UNEMBED, "lm_head.weight"),
 )
 
-GEMMA = Family(
-    "gemma", ("gemma2", "gemma3_text"), ROWS, gain=1.0, tied=True, mid="pre_feedforward_layernorm"
-)
+GEMMA = Family("gemma", ("gemma2", "gemma3_text"), ROWS, gain=1.0, tied=True, mid="pre_feedforward_layernorm")
