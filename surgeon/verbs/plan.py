@@ -36,8 +36,8 @@ def plan(
 ) -> Plan:
     """Plan a recipe (a file, a `Recipe` or an expression): every tensor, bytes, peak memory. No tensor is read.
 
-    `dtype`, `shard_size`, `files_from` and `dequantize` win over the recipe's output; `memory` is a promise in bytes (or
-    '4GB'); `block` is the size of the pieces tensors are computed in, which never changes the bytes written.
+    `dtype`, `shard_size`, `files_from` and `dequantize` win over the recipe's output; `memory` is a promise in bytes
+    (or '4GB'); `block` is the size of the pieces tensors are computed in, which never changes the bytes written.
     `any_model` lets a direction be used on another model than it was measured on. Raises RefusedError for whatever
     would stop `apply` before it reads.
     """
