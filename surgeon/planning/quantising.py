@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from surgeon.errors import MismatchError, Origin, RefusedError
+from surgeon.errors import MismatchError, Origin
 from surgeon.planning.step import Input, Key, Requantised, Step, Target
 from surgeon.store.checkpoint import Checkpoint
 from surgeon.store.quantised import FILES, KEYS, Packed, without_settings
@@ -94,11 +94,9 @@ def refuse(name: str, model: str, source: Checkpoint, origin: Origin | None) -> 
 
 
 def check_quantised(targets: Iterable[Target], sources: Sources, output: Output) -> None:
-    """Refuse arithmetic on weights that are not read, and a dequantisation that there is nothing for."""
+    """Refuse arithmetic on weights that are not read, and writing them in full."""
     first = next((target for target in targets if target.action == "compute"), None)
     quantised = {m: s.quantised for m, s in sources.items() if isinstance(s, Checkpoint) and s.quantised is not None}
-    if output.dequantize and not quantised:
-        raise RefusedError("dequantize: no model of the recipe is quantised", origin=output.origin, hint="leave it out")
     for model, about in quantised.items():
         if about.unread and (first is not None or output.dequantize):
             would = f"; {first.name} would be computed from packed weights" if first is not None else ""

@@ -79,6 +79,6 @@ def apply_to(loaded: Loaded, expr: Expr) -> Mapping[str, Any]:
     from surgeon.runtime.module_sink import ModuleSink
     from surgeon.space.output import Output, Recipe
 
-    plan = changes_only(build(Recipe(expr, Output(dtype="F32"))), loaded)
+    plan = changes_only(build(Recipe(expr, Output(dtype="F32", dequantize=True))), loaded)
     run(plan, ModuleSink(loaded, {target.name: target.spec for target in plan.targets}))
     return plan.config

@@ -58,6 +58,9 @@ def plan(
     _check_workers(device, threads)
     output = replace(recipe.output, **{name: value for name, value in asked.items() if value is not None})
     planned = build(replace(recipe, output=output), options)
+    if output.dequantize and not any(getattr(source, "quantised", None) for source in planned.sources.values()):
+        hint = "leave it out"
+        raise RefusedError("dequantize: no model of the recipe is quantised", origin=output.origin, hint=hint)
     _check_fits(planned)
     return replace(planned, warnings=(*notes, *planned.warnings))
 
@@ -82,7 +85,7 @@ def _check_fits(planned: Plan) -> None:
         raise RecipeError(dict.fromkeys(faults))
     for fit in {fit.model: fit for fit in planned.fits}.values():
         try:
-            stage = build(Recipe(fit.model, Output(dtype="F32")), planned.options)
+            stage = build(Recipe(fit.model, Output(dtype="F32", dequantize=True)), planned.options)
             if not has_tokenizer(stage.files_from.root):
                 message = f"{fit.model} has no tokenizer, and what is measured is measured on text"
                 raise MismatchError(message, hint=f"put its tokenizer.json into {stage.files_from.root}")
