@@ -25,6 +25,15 @@ _INTEGERS = {
     "U64": "uint64", "I64": "int64",
 }  # fmt: skip
 
+#: Last names of tensors that scale the activations of quantised weights, and mean nothing where these are in full.
+ACTIVATIONS = (
+    "input_scale", "activation_scale", "output_scale", "input_global_scale", "input_zero_point", "q_scale", "k_scale",
+    "v_scale", "kv_scale",
+)  # fmt: skip
+
+#: Narrow floats, which mean something only with their scales.
+_NARROW = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu"}
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -60,7 +69,7 @@ def torch_dtype(dtype: str) -> torch.dtype:
     """The torch dtype of a safetensors dtype name."""
     import torch
 
-    return getattr(torch, (FLOATS | _INTEGERS)[dtype])
+    return getattr(torch, (FLOATS | _INTEGERS | _NARROW)[dtype])
 
 
 def stored_dtype(name: str) -> str:

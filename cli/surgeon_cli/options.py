@@ -27,6 +27,7 @@ Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="Worker th
 Dtype = Annotated[
     str | None, typer.Option(metavar="DTYPE", help="Write floating tensors as float16, bfloat16, float32 or float64.")
 ]
+Dequantize = Annotated[bool, typer.Option("--dequantize", help="Write quantised weights in full; config.json says so.")]
 ShardSize = Annotated[str | None, typer.Option(metavar="SIZE", help="Largest size of one shard: 5GB.")]
 AnyModel = Annotated[
     bool, typer.Option("--any-model", help="Use a direction on another model than it was measured on.")

@@ -7,6 +7,7 @@ from surgeon_cli import options, output
 def command(
     recipe: options.Recipe,
     dtype: options.Dtype = None,
+    dequantize: options.Dequantize = False,
     shard_size: options.ShardSize = None,
     device: options.Device = "auto",
     memory: options.Memory = None,
@@ -28,6 +29,7 @@ def command(
     report = surgeon.plan(
         recipe,
         dtype=dtype,
+        dequantize=dequantize,
         shard_size=shard_size,
         device=device,
         memory=memory,

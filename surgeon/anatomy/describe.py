@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgeon.anatomy.family import Family, Part, Role, Row, families, pattern
+from surgeon.anatomy.stacks import COUNTS, in_stack
 from surgeon.errors import MismatchError, nearest
-from surgeon.tensors import TensorSpec
+from surgeon.tensors import ACTIVATIONS, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Anatomy:
     @property
     def unembed(self) -> str:
         """The name of the head that reads the stream out."""
-        return self.family.unembed.replace("{trunk}", self.trunk)
+        return self.family.heads.get(self.trunk, self.family.unembed).replace("{trunk}", self.trunk)
 
     def points(self) -> tuple[str, ...]:
         """Every residual point: ``embed``, then each block's middle and end."""
@@ -59,6 +60,10 @@ class Anatomy:
     def writers(self) -> dict[str, Place]:
         """The tensors that add to the residual stream."""
         return {name: place for name, place in self.places.items() if place.role is Role.WRITES_RESIDUAL}
+
+    def aside(self) -> tuple[str, ...]:
+        """The tensors beside the language model, which no edit of its stream reaches."""
+        return tuple(name for name, place in self.places.items() if place.role is Role.ASIDE)
 
 
 def describe(config: Mapping[str, Any], table: Mapping[str, TensorSpec], label: str = "the model") -> Anatomy:
@@ -72,23 +77,35 @@ def describe(config: Mapping[str, Any], table: Mapping[str, TensorSpec], label: 
             hint=nearest(model_type, families()) + "; a new family is one table (CONTRIBUTING.md)",
         )
     trunk = next((t for t in family.trunks if family.embed.replace("{trunk}", t) in table), family.trunks[0])
-    places: dict[str, Place] = {}
+    text, places = language_config(config), dict[str, Place]()
+    count = next((int(text[key]) for key in COUNTS if key in text), None)
     for name in table:
-        place = _place(family, trunk, name)
+        place = _place(family, trunk, name, count)
         if place is not None:
             places[name] = place
     unknown = tuple(name for name in table if name not in places)
-    width = _width(config, family, label)
+    width = _width(text, family, label)
     _check_axes(places, table, width, label)
     blocks = 1 + max((place.block for place in places.values() if place.block is not None), default=-1)
-    return Anatomy(family, trunk, width, blocks, _tied(config, family), places, unknown)
+    return Anatomy(family, trunk, width, blocks, is_tied(config, family), places, unknown)
 
 
-def _place(family: Family, trunk: str, name: str) -> Place | None:
+def language_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a config that describes the language model."""
+    text = config.get("text_config")
+    return {**config, **text} if isinstance(text, Mapping) else config
+
+
+def _place(family: Family, trunk: str, name: str, count: int | None) -> Place | None:
+    """The place of a tensor. A numbered layer behind the last one, `count`, is a draft head's."""
     for row in family.rows:
         if found := pattern(row.name, trunk).fullmatch(name):
-            return _placed(row, trunk, found.groupdict())
-    return None
+            place = _placed(row, trunk, found.groupdict())
+            return Place(Role.ASIDE) if count and place.block is not None and place.block >= count else place
+    inside = in_stack(name)
+    if inside is not None and count and inside[0].prefix == f"{trunk}layers." and inside[1] >= count:
+        return Place(Role.ASIDE)
+    return Place(Role.INSIDE) if name.rpartition(".")[2] in ACTIVATIONS else None
 
 
 def _placed(row: Row, trunk: str, numbers: Mapping[str, str]) -> Place:
@@ -104,8 +121,11 @@ def _width(config: Mapping[str, Any], family: Family, label: str) -> int:
         raise MismatchError(f"{label}: config.json does not say {family.width}, the width of the stream") from None
 
 
-def _tied(config: Mapping[str, Any], family: Family) -> bool:
-    return bool(config.get("tie_word_embeddings", family.tied))
+def is_tied(config: Mapping[str, Any], family: Family) -> bool:
+    """Whether the head reads the embedding; of a model that sees, where either part of its config says so."""
+    parts = (part for part in (config, config.get("text_config")) if isinstance(part, Mapping))
+    said = [bool(part["tie_word_embeddings"]) for part in parts if part.get("tie_word_embeddings") is not None]
+    return any(said) if said else family.tied
 
 
 def _check_axes(places: Mapping[str, Place], table: Mapping[str, TensorSpec], width: int, label: str) -> None:

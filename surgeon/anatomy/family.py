@@ -1,7 +1,9 @@
 """How a family's table of tensors is written: what each tensor does with the residual stream. Declared, never guessed.
 
 A family is one file in `surgeon.anatomy.families` (or an entry point of the group ``surgeon.families``) that holds a
-`Family` object. Names may hold ``{trunk}`` (the prefix of the bare model), ``{i}`` (a block) and ``{e}`` (an expert).
+`Family` object. Names may hold ``{trunk}`` (the prefix of the bare model), ``{i}`` (a block), ``{e}`` (an expert) and
+``{rest}`` (anything). What stands beside the language model, and writes nothing into its stream, is ``aside``: vision
+towers, draft heads (which have a stream of their own). A projector writes: its last layer gives embeddings.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 
 
@@ -25,6 +27,7 @@ class Role(enum.Enum):
     NORM = "norm"
     OUTPUT_NORM = "output_norm"
     INSIDE = "inside"
+    ASIDE = "aside"
 
 
 class Part(enum.Enum):
@@ -66,7 +69,9 @@ class Family:
     `trunks` are the prefixes the bare model may have on disk. `gain` is what is added to a norm's weight (1 where gains
     are stored as w − 1). `blocks` and `mid` are names in the loaded model: its list of blocks, relative to the trunk,
     and the module of a block whose input is the stream between attention and MLP. `width` is the config's key of d,
-    `tied` whether embeddings are tied when the config does not say.
+    `tied` whether embeddings are tied when the config does not say. `heads` names the head where it is called otherwise
+    than `unembed` under a trunk. Of a model that sees, `language` is the module of the loaded one that is the language
+    model.
     """
 
     name: str
@@ -80,6 +85,8 @@ class Family:
     mid: str = "post_attention_layernorm"
     embed: str = "{trunk}embed_tokens.weight"
     unembed: str = "lm_head.weight"
+    heads: Mapping[str, str] = field(default_factory=dict)
+    language: str = ""
 
 
 @functools.cache
@@ -98,4 +105,5 @@ def pattern(name: str, trunk: str) -> re.Pattern[str]:
     escaped = (
         re.escape(name.replace("{trunk}", trunk)).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{e\}", r"(?P<e>\d+)")
     )
+    escaped = escaped.replace(r"\{rest\}", ".*")
     return re.compile(escaped)

@@ -152,8 +152,8 @@ def _finish(
 
 def _config_changes(plan: Plan) -> dict[str, bytes]:
     """config.json where a reshape changes it, or a cast the dtype it names (under both names); all else as written."""
-    config, dtype = deepcopy(plan.files_from.config), plan.recipe.output.dtype
-    changed = {**config, **plan.config}
+    config, dtype = plan.files_from.config, plan.recipe.output.dtype
+    changed = deepcopy(plan.written_config)
     if dtype is not None and config:
         for part in (changed, *(part for part in changed.values() if isinstance(part, dict))):
             if part is changed or any(key in part for key in _DTYPE_KEYS):

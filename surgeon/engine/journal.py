@@ -21,13 +21,15 @@ from surgeon.store.files import disk_errors, sync_path, write_all
 class Record:
     """A finished tensor: blake3 of its written bytes, and of each input tensor (by its place on disk) read for it.
 
-    `left` is, where a zero is promised, ‖QᵀW‖ before and in the bytes written.
+    `left` is, where a zero is promised, ‖QᵀW‖ before and in the bytes written; `error`, of a weight that is quantised
+    again, ‖Ŵ − W‖/‖W‖ of what will be read.
     """
 
     tensor: str
     digest: str
     inputs: dict[str, str]
     left: tuple[float, float] | None = None
+    error: float | None = None
 
 
 class Journal:

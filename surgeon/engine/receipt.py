@@ -48,8 +48,18 @@ class Receipt:
         size = sum(file["size"] for file in self.content["files"].values())
         return (
             f"wrote {self.path.parent}: {computed} tensors computed, {len(tensors) - computed} copied, "
-            f"{human_bytes(size)} in {len(self.content['files'])} file(s)"
+            f"{human_bytes(size)} in {len(self.content['files'])} file(s){self._quantised()}"
         )
+
+    def _quantised(self) -> str:
+        """What quantising weights again has cost, in words; '' where none was."""
+        errors = {name: one["error"] for name, one in self.content["tensors"].items() if "error" in one}
+        if not errors:
+            return ""
+        told = f"; {len(errors)} weights quantised again, ‖Ŵ − W‖/‖W‖ at most {max(errors.values()):.1e}"
+        zeros = [zero for zero in self.content["invariants"] if zero["tensor"] in errors and zero["before"]]
+        left = max((zero["after"] / zero["before"] for zero in zeros), default=None)
+        return told if left is None else f"{told}; of the directions removed ‖RᵀW'‖/‖RᵀW‖ at most {left:.1e} is back"
 
 
 def receipt_content(
@@ -76,6 +86,7 @@ def receipt_content(
                 "shape": list(target.spec.shape), "file": plan.layout.tensors[target.name].file,
                 "blake3": done[target.name].digest,
                 "inputs": {names[key]: digest for key, digest in sorted(done[target.name].inputs.items())},
+                **_error(done[target.name]),
             }
             for target in plan.targets
         },
@@ -87,6 +98,11 @@ def receipt_content(
         "tier": plan.tier,
         "made_with": made_with(plan),
     }  # fmt: skip
+
+
+def _error(record: Record) -> dict[str, float]:
+    """What quantising a weight again has moved it by, ‖Ŵ − W‖/‖W‖, where it was."""
+    return {} if record.error is None else {"error": record.error}
 
 
 def described(target: Target, left: Sequence[float] | None, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:

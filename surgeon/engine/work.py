@@ -14,6 +14,7 @@ from surgeon.engine.invariants import Left
 from surgeon.engine.journal import Record
 from surgeon.engine.measure import measure_tensor
 from surgeon.engine.reading import DiskReader, Files
+from surgeon.engine.requantised import read_again, requantisation_error
 from surgeon.errors import RunError, SurgeonError
 from surgeon.planning.evaluation import Evaluator, Known, ranges, tile_elements
 from surgeon.planning.plan import Plan
@@ -73,13 +74,14 @@ class Worker:
         """Make one output tensor. Errors name it."""
         try:
             copied = target.action == "copy"
-            digest, left = (self._copy(target, reader), None) if copied else self._compute(target, reader)
+            found = (self._copy(target, reader), None, None) if copied else self._compute(target, reader)
         except (SurgeonError, Stopped):
             raise
         except (ValueError, ArithmeticError, RuntimeError) as error:
             raise RunError(f"{target.name} ({target.reason}): {error}") from error
         read = {stored.place: found for stored, found in reader.digests().items()}
-        return Record(target.name, digest, read, left)
+        digest, left, error = found
+        return Record(target.name, digest, read, left, error)
 
     def _copy(self, target: Target, reader: DiskReader) -> str:
         assert target.stored is not None
@@ -105,7 +107,7 @@ class Worker:
                     hint="models can be merged only where such tensors agree",
                 )
 
-    def _compute(self, target: Target, reader: DiskReader) -> tuple[str, tuple[float, float] | None]:
+    def _compute(self, target: Target, reader: DiskReader) -> tuple[str, tuple[float, float] | None, float | None]:
         stored = tuple(step.stored for step in below(self.plan.steps, target.key) if step.stored is not None)
         reader.begin(tuple(dict.fromkeys(stored)) if target.resident else ())
         evaluator = Evaluator(self.plan.steps, reader, dict(self.known))
@@ -118,12 +120,13 @@ class Worker:
             self._check(target, value, evaluator, start, stop)
             stored = value.to(torch_dtype(target.spec.dtype))
             if left is not None:
-                left.add(stored, start)
+                left.add(read_again(target, evaluator, stored, start, stop), start)
             data = memoryview(stored.cpu().view(torch.uint8).numpy())
             hasher.update(data)
             self.sink.write(target.name, start * size, data)
             self.tick(stop - start)
-        return hasher.hexdigest(), left and left.norms()
+        error = requantisation_error(target, evaluator) if target.requantised is not None else None
+        return hasher.hexdigest(), left and left.norms(), error
 
     def _check(self, target: Target, value: Tensor, evaluator: Evaluator, start: int, stop: int) -> None:
         """Refuse NaN and infinity, and what the output dtype cannot hold. A finite sum says all are finite."""

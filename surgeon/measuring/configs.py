@@ -27,11 +27,11 @@ _TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
 
 def check_side_files(
-    source: Checkpoint, result: Checkpoint, changes: Mapping[str, Any], files: Mapping[str, Content | None]
+    source: Checkpoint, result: Checkpoint, config: Mapping[str, Any], files: Mapping[str, Content | None]
 ) -> Iterator[Finding]:
     """What differs, in substance, between the files a result should carry and those it has.
 
-    `changes` are the keys of the config that a reshape sets, `files` what it makes of other files.
+    `config` is what config.json should hold, `files` what is made of other files.
     """
     if result.single_file or source.single_file:
         yield note("config.json", "not compared: one side is a single file of weights")
@@ -41,7 +41,7 @@ def check_side_files(
         other = result.root / name
         try:
             if name == "config.json":
-                yield from _config(source, result, changes)
+                yield from _config(source, result, config)
             elif not other.is_file():
                 yield from () if name in _TEMPLATES else (note(name, "is not there; what reads it must take another"),)
             elif other.read_bytes() != _bytes(content) and name not in _TEMPLATES:
@@ -55,8 +55,8 @@ def _bytes(content: Content) -> bytes:
     return content if isinstance(content, bytes) else content.read_bytes()
 
 
-def _config(source: Checkpoint, result: Checkpoint, changes: Mapping[str, Any]) -> Iterator[Finding]:
-    expected, found = {**source.config, **changes}, result.config
+def _config(source: Checkpoint, result: Checkpoint, expected: Mapping[str, Any]) -> Iterator[Finding]:
+    found = result.config
     if not found:
         yield mismatch("config.json", "is missing, so that no library can load the weights")
         return

@@ -32,6 +32,7 @@ CLAIM = "what the recipe gives"
 TOUCHED = "changed, though the recipe does not touch it"
 _STRAY = "is not among the weights that were judged, but some loader may take it for them"
 _BLOCK = 1 << 18
+_CODES = ("F8_E4M3",)
 
 
 def judge_folder(folder: Path, plan: Plan, listener: Listener | None) -> Verdict:
@@ -42,7 +43,7 @@ def judge_folder(folder: Path, plan: Plan, listener: Listener | None) -> Verdict
         return Verdict(str(folder), CLAIM, "", (mismatch("weights", error.message),))
     with closing(Files()) as files:
         findings, matched = pairs(plan, checkpoint, files)
-        findings += check_side_files(plan.files_from, checkpoint, plan.config, plan.files)
+        findings += check_side_files(plan.files_from, checkpoint, plan.written_config, plan.files)
         for name in stray_weights(folder, set(checkpoint.shard_of.values())):
             findings.append(note(name, _STRAY))
         total = sum(stored.spec.nbytes for _, stored in matched)
@@ -62,6 +63,8 @@ def _judged(bench: Bench, target: Target, stored: Stored) -> Judgement | Finding
     try:
         if not stored.spec.count:
             return Judgement(target.name, "untouched")
+        if target.spec.dtype in _CODES or step.kernel == "fp8:scales":
+            return _requantised(bench, target, stored)
         if step.kernel not in ("load", "same"):
             return _changed(bench, target, stored)
         source = target.stored or step.stored
@@ -83,6 +86,18 @@ def _changed(bench: Bench, target: Target, stored: Stored) -> Judgement:
             return judge(target.name, examine(bench, anatomy, stored))
         visible = visible or not _equal(expected, begin)
     return Judgement(target.name, "exact", visible=visible)
+
+
+def _requantised(bench: Bench, target: Target, stored: Stored) -> Judgement | Finding:
+    """Codes, or the scales beside them: those the recipe gives, those of the model it starts from, or cannot tell."""
+    if target.stored is not None:
+        return _untouched(bench, target.name, target.stored, stored)
+    evaluator = bench.evaluator(target.key)
+    for start, stop in ranges(stored.spec.count, _BLOCK):
+        found = bench.stored(stored, start, stop)
+        if not _equal(found, evaluator.value(target.key, start, stop).to(found.dtype).cpu()):
+            return unknown(target.name, "is quantised in another way than here, which is not judged entry by entry")
+    return Judgement(target.name, "exact")
 
 
 def _untouched(bench: Bench, name: str, source: Stored, stored: Stored) -> Judgement:

@@ -11,6 +11,7 @@ from torch import Tensor
 from surgeon.measuring.rounding import ulp, unit
 from surgeon.planning.evaluation import Evaluator
 from surgeon.planning.step import Key, Step, below
+from surgeon.space.fp8 import unrounded
 
 #: Elements looked at together.
 _BAND = 1 << 18
@@ -24,6 +25,8 @@ def slack(evaluator: Evaluator, key: Key, value: Tensor, start: int, stop: int) 
     if steps[key].kernel.startswith("round:"):
         # Compensated rounding takes either neighbour; which one hangs on the last bit of every other entry.
         allowed += ulp(value, steps[key].kernel.removeprefix("round:").removesuffix("@last"))
+    if steps[key].kernel == "fp8:quantise" and len(steps[key].inputs) > 2:
+        allowed += ulp(value, "F8_E4M3")
     return allowed
 
 
@@ -34,6 +37,8 @@ def magnitude(evaluator: Evaluator, key: Key, start: int, stop: int) -> Tensor:
         return _low_rank(evaluator, step, start, stop)
     if step.kernel.startswith("edit:") and any(need.whole for need in step.inputs):
         return _edited(evaluator, step, start, stop)
+    if step.kernel == "fp8:quantise":
+        return _coded(evaluator, step, start, stop)
     aligned = [need.key for need in step.inputs if not need.whole and need.rows is None]
     if not aligned:
         return evaluator.value(key, start, stop).double().abs()
@@ -73,6 +78,13 @@ def _low_rank(evaluator: Evaluator, step: Step, start: int, stop: int) -> Tensor
     first, last = start // columns, -(-stop // columns)
     band = (left[first:last] @ right) * abs(settings["scale"])
     return band.reshape(-1)[start - first * columns : stop - first * columns]
+
+
+def _coded(evaluator: Evaluator, step: Step, start: int, stop: int) -> Tensor:
+    """|W| over the scale of each entry's block: Σ|terms| in units of the codes."""
+    inner, scale = (need.key for need in step.inputs[:2])
+    size, shape = magnitude(evaluator, inner, 0, step.spec.count), step.spec.shape
+    return unrounded(size.reshape(shape), evaluator.whole(scale), step.values["block"]).reshape(-1)[start:stop]
 
 
 def _edited(evaluator: Evaluator, step: Step, start: int, stop: int) -> Tensor:

@@ -61,6 +61,7 @@ class TensorFacts(_Part):
     file: str
     blake3: str
     inputs: dict[str, str]
+    error: float | None = None
 
 
 class UseFacts(_Part):

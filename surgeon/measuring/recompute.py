@@ -13,6 +13,7 @@ from torch import Tensor
 from surgeon.engine.devices import choose
 from surgeon.engine.measure import measure_tensor
 from surgeon.engine.reading import DiskReader, Files
+from surgeon.engine.requantised import requantisation_error
 from surgeon.engine.values import Values
 from surgeon.measuring.magnitude import slack
 from surgeon.measuring.reading import each, elements
@@ -75,13 +76,13 @@ class Bench:
 
 def recompute(
     bench: Bench, targets: Sequence[tuple[Target, Stored]], *, full: bool, exactly: bool
-) -> tuple[list[Finding], int]:
+) -> tuple[list[Finding], int, dict[str, float]]:
     """Compute targets again and compare with what is stored, bit for bit or else within one rounding.
 
-    What was wrong, and how many entries were computed.
+    What was wrong, how many entries were computed, and ‖Ŵ − W‖/‖W‖ of each weight that was quantised again.
     """
 
-    def one(pair: tuple[Target, Stored]) -> tuple[int, bool]:
+    def one(pair: tuple[Target, Stored]) -> tuple[int, bool, float | None]:
         target, stored = pair
         evaluator, done, right = bench.evaluator(target.key), 0, True
         for start, stop in _blocks(target, full):
@@ -89,15 +90,15 @@ def recompute(
             found = bench.stored(stored, start, stop)
             right &= same(found, value.to(found.dtype).cpu()) if exactly else _near(evaluator, target, found, start)
             done += stop - start
-        return done, right
+        return done, right, requantisation_error(target, evaluator) if target.requantised is not None else None
 
     ordered = sorted(targets, key=lambda pair: -pair[0].spec.count)
     results = each(one, ordered)
     message = f"is not what the recipe gives {'bit for bit' if exactly else 'within one rounding'}"
-    wrong = [
-        mismatch(target.name, message) for (target, _), (_, right) in zip(ordered, results, strict=True) if not right
-    ]
-    return wrong, sum(done for done, _ in results)
+    named = [(target.name, *found) for (target, _), found in zip(ordered, results, strict=True)]
+    wrong = [mismatch(name, message) for name, _, right, _ in named if not right]
+    errors = {name: error for name, _, _, error in named if error is not None}
+    return wrong, sum(done for done, _, _ in results), errors
 
 
 def same(one: Tensor, other: Tensor) -> bool:

@@ -59,18 +59,32 @@ def reprove(folder: Path, *, full: bool, overrides: Mapping[str, str], listener:
         ]
         findings += _copies(pairs, provable, hashes)
         computed = [pair for pair in pairs if pair[0].action == "compute" and pair[0].spec == pair[1].spec]
-        exactly, entries = _same_arithmetic(plan, receipt), 0
+        exactly, entries, errors = _same_arithmetic(plan, receipt), 0, {}
         if computed:
-            differing, entries = recompute(Bench.of(plan, files, tick), computed, full=full, exactly=exactly)
-            findings += differing
+            differing, entries, errors = recompute(Bench.of(plan, files, tick), computed, full=full, exactly=exactly)
+            findings += [*differing, *_wrong_errors(receipt, errors)]
     checked = _checked(plan, entries) | {"inputs": len({*stored} - {*checkpoint.tensors.values()})}
     checked["inputs_unchanged"] = checked["inputs"] - len(changed)
     copied = sum(target.action == "copy" and target.name in provable for target in plan.targets)
-    checked |= {"zeros": {zero.tensor: zero.ratio for zero in zeros}, "receipts": followed}
-    proof = (
-        _proof(checked, copied, exactly) + words(zeros) + (f"; {followed} receipt(s) behind it hold" * bool(followed))
-    )
+    checked |= {"zeros": {zero.tensor: zero.ratio for zero in zeros}, "receipts": followed, "errors": errors}
+    behind = f"; {followed} receipt(s) behind it hold" * bool(followed)
+    proof = _proof(checked, copied, exactly) + words(zeros) + _errors(errors) + behind
     return Verdict(str(folder), CLAIM, proof, tuple(findings), checked)
+
+
+def _wrong_errors(receipt: ReceiptFacts, errors: Mapping[str, float]) -> Iterator[Finding]:
+    """Where the receipt tells another error of a weight that was quantised again than is found."""
+    for name, found in errors.items():
+        said = receipt.tensors[name].error
+        if said is None or abs(said - found) > 0.01 * max(said, found):
+            yield mismatch(name, f"was quantised with an error of {found:.2e}; the receipt says {said}")
+
+
+def _errors(errors: Mapping[str, float]) -> str:
+    if not errors:
+        return ""
+    worst = max(errors.values())
+    return f"; {len(errors)} weights were quantised again, ‖Ŵ − W‖/‖W‖ {worst:.1e} at most"
 
 
 def _copies(

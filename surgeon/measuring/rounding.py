@@ -8,10 +8,10 @@ from torch import Tensor
 from surgeon.tensors import torch_dtype
 
 #: Significant bits of a dtype, the hidden one included.
-BITS_OF = {"BF16": 8, "F16": 11, "F32": 24, "F64": 53}
+BITS_OF = {"F8_E4M3": 4, "BF16": 8, "F16": 11, "F32": 24, "F64": 53}
 
 #: frexp exponent of the smallest normal number.
-_LOWEST = {"BF16": -125, "F16": -13, "F32": -125, "F64": -1021}
+_LOWEST = {"F8_E4M3": -5, "BF16": -125, "F16": -13, "F32": -125, "F64": -1021}
 
 _INTEGER = {"BF16": torch.int16, "F16": torch.int16, "F32": torch.int32, "F64": torch.int64}
 

@@ -72,6 +72,6 @@ def _too_many(checkpoint: Checkpoint, name: str, files: Files) -> Finding:
 
 def _tied(plan: Plan, checkpoint: Checkpoint) -> bool:
     """Whether the config that will be read ties the head; a single file has none, so the recipe's counts."""
-    config = checkpoint.config or {**plan.files_from.config, **plan.config}
+    config = checkpoint.config or plan.written_config
     text = config.get("text_config")
     return bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings") if isinstance(text, dict) else False))

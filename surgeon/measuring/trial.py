@@ -20,7 +20,7 @@ from surgeon.store.checkpoint import Checkpoint, open_checkpoint
 @contextmanager
 def edited(loaded: Loaded, expr: Expr, options: Options | None = None) -> Iterator[Plan]:
     """The model as an expression makes it, while the context lasts; only what the expression changes is computed."""
-    plan = changes_only(build(Recipe(expr, Output(dtype="F32")), options), loaded)
+    plan = changes_only(build(Recipe(expr, Output(dtype="F32", dequantize=True)), options), loaded)
     with ModuleSink(loaded, {target.name: target.spec for target in plan.targets}) as sink:
         run(plan, sink)
         yield plan

@@ -14,6 +14,7 @@ from surgeon.artifacts.kinds import open_artifact
 from surgeon.engine.invariants import Projection, frame_of
 from surgeon.engine.reading import Files
 from surgeon.errors import SurgeonError
+from surgeon.measuring.floats import floats
 from surgeon.measuring.reading import each, elements
 from surgeon.measuring.receipt_file import ReceiptFacts, ZeroFacts
 from surgeon.measuring.verdict import Finding, mismatch
@@ -22,7 +23,7 @@ from surgeon.store.checkpoint import Checkpoint
 from surgeon.store.header import Stored
 
 #: Largest relative error of one stored entry; float32 also has that of the arithmetic before it.
-_UNIT = {"BF16": 2.0**-9, "F16": 2.0**-12, "F32": 2.0**-21, "F64": 2.0**-40}
+_UNIT = {"F8_E4M3": 2.0**-4, "BF16": 2.0**-9, "F16": 2.0**-12, "F32": 2.0**-21, "F64": 2.0**-40}
 #: What float32 arithmetic leaves of QᵀW: where one coordinate holds most of Q, what is stored there is far smaller.
 _ARITHMETIC = 2.0**-22
 _ROOM = 4.0
@@ -105,8 +106,9 @@ def _zero(facts: ZeroFacts, directions: Mapping[str, Direction], checkpoint: Che
     after = Projection(frame, facts.axis, stored.spec.shape)
     squares = Projection(frame.square().sum(1, keepdim=True), facts.axis, stored.spec.shape)
     explained, size = 0.0, tile_elements(stored.spec.shape)
+    read = floats(checkpoint, facts.tensor, files)
     for start in range(0, stored.spec.count, size):
-        tile = elements(files, stored, start, min(start + size, stored.spec.count)).double()
+        tile = read(start, min(start + size, stored.spec.count)).double()
         after.add(tile, start)
         squares.add(tile.square(), start)
     explained = _UNIT.get(stored.spec.dtype, 0.0) * squares.total**0.5 + _ARITHMETIC * facts.before

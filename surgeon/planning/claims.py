@@ -99,7 +99,9 @@ def _spelled(value: float | bool | str) -> str:
 def _claim(expr: Edit, node: Edited, plan: Plan) -> Claim:
     given = dict(expr.settings)
     settings = {name: given.get(name, parameter.default) for name, parameter in node.method.parameters.items()}
-    notes = ("the tied head changes with the embedding",) if _both(expr, node) else ()
+    notes = ("the tied head changes with the embedding",) * _both(expr, node)
+    if aside := node.anatomy.aside():
+        notes += (f"{len(aside)} tensors beside the language model stay as they are ({aside[0]} …)",)
     return Claim(
         str(expr),
         expr.edit,

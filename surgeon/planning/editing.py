@@ -16,7 +16,7 @@ from surgeon.planning.sources import Sources
 from surgeon.space.edit import EditMethod
 from surgeon.space.expr import DirectionRef, Edit, Expr, Model, Reshape, walk
 from surgeon.space.registry import edit_named, reshape_named
-from surgeon.space.reshape import Operand, refuse_quantised
+from surgeon.space.reshape import Operand
 from surgeon.store.checkpoint import Checkpoint
 from surgeon.store.fingerprint import fingerprint
 
@@ -62,8 +62,13 @@ def _refuse_quantised(expr: Edit, sources: Sources) -> None:
     """Before its tensors are looked at, which no table of a family names."""
     for model in walk(expr.of):
         source = sources[model] if isinstance(model, Model) else None
-        if isinstance(source, Checkpoint):
-            refuse_quantised(source.config, str(model), model.origin)
+        about = source.quantised if isinstance(source, Checkpoint) else None
+        if about is not None and about.unread:
+            raise MismatchError(
+                f"{model} is quantised ({about.format}), and its weights are not edited: {about.unread}",
+                origin=model.origin,
+                hint=about.hint,
+            )
 
 
 def chosen_writers(expr: Edit, anatomy: Anatomy) -> Mapping[str, Place]:

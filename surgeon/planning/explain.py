@@ -50,7 +50,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
     return {
         "tensors": [_tensor(target) for target in plan.targets],
         "dropped": list(plan.dropped), "files_from": plan.files_from.ref, "warnings": list(plan.warnings),
-        "config": dict(plan.config), "changed_files": _files(plan),
+        "config": dict(plan.config), "config_left_out": list(plan.left_out), "changed_files": _files(plan),
         "edits": [claim.to_dict() for claim in claims(plan)],
         "reshapes": [{"reshape": one.reshape, "of": _parts(one)} for one in _reshaped(plan)],
         "fits": [_fit_data(plan, fit) for fit in plan.fits],
@@ -142,6 +142,7 @@ def _config(plan: Plan) -> list[str]:
             for key, value in plan.config.items()
             if key not in before or before[key] != value
         ),
+        *(f"config.json: {key}: left out" for key in plan.left_out),
     ]
 
 

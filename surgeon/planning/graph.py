@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from surgeon.planning.resolve import Node, Table
 
 _NONE = object()
+#: What float32 does not hold.
+_WIDE = ("F64", "I32", "U32", "I64", "U64")
 
 
 @dataclass(eq=False)
@@ -84,7 +86,7 @@ class Graph:
         """Add a step that reads bytes on disk."""
         number = self._numbers.setdefault(id(node), len(self._numbers))
         key = Key(number, f"{tensor}\0{part}" if part else tensor)
-        self.steps[key] = Step(key, stored.spec, "load", stored=stored, wide=stored.spec.dtype == "F64")
+        self.steps[key] = Step(key, stored.spec, "load", stored=stored, wide=stored.spec.dtype in _WIDE)
         return key
 
     def plain(self, value: Scalar, parameter: Parameter) -> Any:

@@ -12,10 +12,13 @@ from surgeon.space.kernels import kernel_named
 
 _WORDS = {
     "low_rank": "adapter", "dora": "DoRA adapter", "BF16": "compensated rounding", "F16": "compensated rounding",
-    "gather": "rows by token", "padded": "padding",
+    "gather": "rows by token", "padded": "padding", "mxfp4": "unpack MXFP4", "awq": "unpack AWQ",
+    "compressed": "unpack",
 }  # fmt: skip
 #: Steps that only prepare others.
 _SILENT = ("load", "zeros", "frame:columns", "span:columns")
+#: Steps that know what numbers that are no floats stand for.
+_CODECS = ("fp8:", "codec:")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +61,10 @@ class Kind:
 
     @cached_property
     def packed(self) -> bool:
-        """Whether it would be computed from tensors that are not floats."""
-        return any(step.stored is not None and not step.stored.spec.is_float for step in self.below)
+        """Whether it would be computed from tensors that are not floats, other than by a codec."""
+        readers = (step for step in self.below if not step.kernel.startswith(_CODECS))
+        stored = (self.steps[need.key].stored for step in readers for need in step.inputs)
+        return any(found is not None and not found.spec.is_float for found in stored)
 
     @cached_property
     def spans(self) -> bool:

@@ -11,6 +11,7 @@ from surgeon.artifacts.banded import Banded
 from surgeon.errors import MismatchError, Origin, RefusedError
 from surgeon.planning.core_space import factored, in_core_space
 from surgeon.planning.entries import place_entries
+from surgeon.planning.quantising import unpacked
 from surgeon.planning.step import Input, Key
 from surgeon.space.coefficient import Coefficient
 from surgeon.space.expr import ONE, DataFit, MergeSettings
@@ -50,7 +51,10 @@ class Point:
         return ONE
 
     def lower(self, tensor: str, graph: Graph) -> Key | None:
-        """The bytes on disk."""
+        """The bytes on disk; of a quantised weight, what they stand for."""
+        packed = self.source.quantised.packed.get(tensor) if self.source.quantised is not None else None
+        if packed is not None:
+            return unpacked(self, tensor, packed, graph)
         return graph.load(self, tensor, self.source.tensors[tensor])
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from surgeon.anatomy.describe import describe
+from surgeon.anatomy.describe import describe, is_tied, language_config
 from surgeon.anatomy.family import families
 from surgeon.artifacts.direction import OWN, OWN_MID, Direction, bank
 from surgeon.errors import MismatchError, nearest
@@ -82,7 +82,7 @@ def _reaches_tied(edit: Edit, resolver: Resolver) -> bool:
     family = families().get(str(config.get("model_type", "")))
     if family is None:
         return False
-    return bool(config.get("tie_word_embeddings", family.tied)) and (not edit.writers or "embed" in edit.writers)
+    return is_tied(config, family) and (not edit.writers or "embed" in edit.writers)
 
 
 def fits(expr: Expr) -> tuple[Fit, ...]:
@@ -118,6 +118,7 @@ def stand_in(fit: Fit, resolver: Resolver) -> Direction:
     if family is None:
         describe(config, {}, str(fit.model))
     assert family is not None
+    config = language_config(config)
     layers = next((int(config[key]) for key in ("num_hidden_layers", "n_layer") if key in config), 0)
     if not layers or family.width not in config:
         raise MismatchError(

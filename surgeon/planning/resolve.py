@@ -111,8 +111,7 @@ def _model(expr: Model, resolver: Resolver) -> Node:
 
     source = resolver.sources[expr]
     if isinstance(source, Checkpoint):
-        table = {name: stored.spec for name, stored in source.tensors.items()}
-        return Point(str(expr), source, table, replace(Sides.of(source), label=str(expr)))
+        return Point(str(expr), source, source.table, replace(Sides.of(source), label=str(expr)))
     base = resolver.on(None)(expr.base_model) if expr.base_model is not None else resolver.base
     if expr.base_model is not None and base is not None:
         check_mass(base, wanted=(1,))

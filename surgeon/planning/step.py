@@ -51,12 +51,19 @@ class Step(NamedTuple):
         return dict(self.settings)
 
 
+class Requantised(NamedTuple):
+    """The codes of a quantised weight: the value they stand for, and what will be read of them and their scales."""
+
+    exact: Key
+    read: Key
+
+
 @dataclass(frozen=True)
 class Target:
     """One tensor of the output: which value it holds, in which dtype, and why.
 
     `action` is ``copy`` (the bytes of `stored`, after checking that `equals` hold the same) or ``compute``. `promise`
-    is what holds of the bytes written.
+    is what holds of the bytes written; `requantised` where these are codes.
     """
 
     name: str
@@ -69,6 +76,7 @@ class Target:
     resident: bool = False
     reads: int = field(default=0, compare=False)
     promise: Promise | None = None
+    requantised: Requantised | None = None
 
 
 class Steps(dict[Key, Step]):

@@ -159,5 +159,6 @@ def _output(output: Output, writer: _Writer) -> dict[str, Any]:
         "rounding": None if output.rounding == "nearest" else output.rounding,
         "drop": list(output.drop) or None,
         "chat_template": output.chat_template,
+        "dequantize": output.dequantize or None,
     }
     return {key: value for key, value in written.items() if value is not None}

@@ -135,4 +135,5 @@ def _output(node: Node, read: Any, built: Mapping[str, Expr]) -> Output:
     files_from = built[read.files_from] if read.files_from else None
     rounding = read.rounding or Output.rounding
     drop, template = tuple(read.drop or ()), read.chat_template
-    return Output(read.dtype, read.shard_size, files_from, rounding, drop, template, origin=node.start)
+    full = bool(read.dequantize)
+    return Output(read.dtype, read.shard_size, files_from, rounding, drop, template, full, origin=node.start)

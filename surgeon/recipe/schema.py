@@ -86,6 +86,9 @@ class OutputSection(Strict):
     chat_template: Annotated[str, AfterValidator(_chat_template)] | None = Field(
         None, description=f"The result's chat template: {', '.join((AUTO, *TEMPLATES))}, or one in jinja."
     )
+    dequantize: bool | None = Field(
+        None, description="Write quantised weights in full, in the dtype the model computes in (or `dtype`)."
+    )
 
 
 class CombineStep(Strict):

@@ -22,4 +22,8 @@ class Untie(Reshaping):
 
     def config(self, operands: Sequence[Operand], settings: Mapping[str, Any]) -> Mapping[str, Any]:
         """The keys that change."""
-        return {"tie_word_embeddings": False}
+        text = operands[0].config.get("text_config")
+        changed: dict[str, Any] = {"tie_word_embeddings": False}
+        if isinstance(text, Mapping) and "tie_word_embeddings" in text:
+            changed["text_config"] = {**text, "tie_word_embeddings": False}
+        return changed

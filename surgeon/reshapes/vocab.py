@@ -16,7 +16,7 @@ from surgeon.anatomy.vocabulary import SPELLINGS, Tokenizer, belongs_to_tokenize
 from surgeon.errors import MismatchError
 from surgeon.space.parameters import Parameter, Range
 from surgeon.space.parts import PartNumber, TokenSources, base_of
-from surgeon.space.reshape import Drawn, Operand, Reshaping, Rows, refuse_quantised
+from surgeon.space.reshape import Drawn, Operand, Reshaping, Rows
 from surgeon.space.sides import Content, json_bytes
 
 _UNION = "union"
@@ -128,7 +128,6 @@ class _Joined:
     def drawn(self, kept: Mapping[str, Drawn]) -> dict[str, Drawn]:
         """What each tensor that tokens index is made of. MismatchError for models that do not fit together."""
         first = self.operands[0]
-        refuse_quantised(first.config, first.label)
         names = vocabulary_tensors(first.table)
         if not names:
             hint = "an architecture's names are one line: NAMES in surgeon/anatomy/vocabulary.py"

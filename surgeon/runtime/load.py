@@ -33,8 +33,8 @@ class Loaded:
 
     @property
     def trunk(self) -> Any:
-        """The bare model, without its head."""
-        return self.model.base_model
+        """The bare language model, without its head."""
+        return self.model.base_model.get_submodule(self.anatomy.family.language)
 
     @property
     def blocks(self) -> Any:
@@ -82,7 +82,7 @@ def _anatomy(checkpoint: Checkpoint) -> Anatomy:
     if checkpoint.config.get("quantization_config"):
         raise MismatchError(
             f"{checkpoint.ref} is quantised (its config.json has quantization_config)",
-            hint="use the model in bf16 or fp32",
+            hint="use the model in bf16 or fp32: `surgeon apply` a recipe of it with --dequantize",
         )
     table = {name: stored.spec for name, stored in checkpoint.tensors.items()}
     return describe(checkpoint.config, table, checkpoint.ref)
@@ -92,14 +92,22 @@ def load_model(folder: Path, dtype: str | None = None, *, device_map: Any = None
     """The bare transformers model in a folder, in the checkpoint's own dtype unless one is given."""
     if dtype not in (None, *FLOATS.values()):
         raise RefusedError(f"{dtype!r} is no dtype to run in", hint=f"use {', '.join(FLOATS.values())}")
+    kind = str(open_checkpoint(folder, str(folder)).config.get("model_type", ""))
     with quiet():
-        return _model(folder, getattr(torch, dtype) if dtype else "auto", device_map, offload_folder)
+        return _model(folder, kind, getattr(torch, dtype) if dtype else "auto", device_map, offload_folder)
 
 
-def _model(folder: Path, dtype: torch.dtype | str, device_map: Any, offload_folder: Any) -> Any:
-    from transformers import AutoModelForCausalLM
+def _class(model_type: str) -> Any:
+    """The auto class that loads this type with its language model's head: models that see have one of their own."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto import modeling_auto as known
 
-    loading: Any = AutoModelForCausalLM.from_pretrained
+    seeing = model_type in known.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return AutoModelForImageTextToText if seeing else AutoModelForCausalLM
+
+
+def _model(folder: Path, model_type: str, dtype: torch.dtype | str, device_map: Any, offload_folder: Any) -> Any:
+    loading: Any = _class(model_type).from_pretrained
     try:
         model, report = loading(
             folder, dtype=dtype, device_map=device_map, offload_folder=offload_folder, local_files_only=True,

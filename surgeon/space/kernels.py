@@ -233,8 +233,10 @@ _BUILT_IN: Mapping[str, Kernel] = {"combine": Combine(), "zeros": Zeros(), "low_
 _KINDS: dict[str, Callable[[str], Kernel]] = {"merge": lambda name: Merging(merge_method_named(name))}
 #: Modules that register a kind when it is first asked for.
 _HOMES = {
+    "codec": "surgeon.space.codecs",
     "core": "surgeon.space.core_kernels",
     "edit": "surgeon.space.edit_kernels",
+    "fp8": "surgeon.space.fp8",
     "frame": "surgeon.space.edit_kernels",
     "round": "surgeon.space.rounding",
     "span": "surgeon.space.core_kernels",

@@ -12,7 +12,7 @@ from surgeon.space.expr import Expr
 class Output:
     """A recipe's `output:`. `dtype` is spelled as safetensors does (BF16); `shard_size` is in bytes.
 
-    `chat_template` is ``auto``, a name, or jinja.
+    `chat_template` is ``auto``, a name, or jinja. `dequantize` writes quantised weights in full.
     """
 
     dtype: str | None = None
@@ -21,6 +21,7 @@ class Output:
     rounding: str = "nearest"
     drop: tuple[str, ...] = ()
     chat_template: str | None = None
+    dequantize: bool = False
     origin: Origin | None = field(default=None, compare=False)
 
 

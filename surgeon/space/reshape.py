@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from surgeon.anatomy.describe import Anatomy, describe
-from surgeon.errors import MismatchError, Origin
+from surgeon.errors import Origin
 from surgeon.space.parameters import Parameter
 from surgeon.space.sides import Content, Sides
 from surgeon.tensors import TensorSpec
@@ -36,19 +36,8 @@ class Operand:
 
     @property
     def anatomy(self) -> Anatomy:
-        """What its tensors are. MismatchError for a family without a table, and where weights are packed."""
-        refuse_quantised(self.config, self.label, self.origin)
+        """What its tensors are. MismatchError for a family without a table."""
         return describe(self.config, self.table, self.label)
-
-
-def refuse_quantised(config: Mapping[str, Any], label: str, origin: Origin | None = None) -> None:
-    """MismatchError for a model whose tensors no table of a family names."""
-    if config.get("quantization_config"):
-        raise MismatchError(
-            f"{label} is quantised (its config.json has quantization_config), and its weights are packed",
-            origin=origin,
-            hint="use the model in bf16 or fp32: quantised weights are not edited",
-        )
 
 
 @dataclass(frozen=True, eq=False)

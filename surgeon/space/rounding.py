@@ -40,6 +40,14 @@ def compensate(values: Tensor, frame: Tensor, dtype: torch.dtype) -> Tensor:
     return stored.to(dtype)
 
 
+def round_columns(values: Tensor, frame: Tensor, dtype: torch.dtype, kept: Tensor) -> None:
+    """Round [d, n] in place to numbers of a dtype, each one of its two neighbours, with frameᵀ·stored ≈ kept [k, n].
+
+    Any frame [d, k], float64: entries may be weighed. What is beyond the dtype's range must be cut off before.
+    """
+    _round_columns(values, frame, dtype, kept)
+
+
 class Rounding(Kernel):
     """Rounds matrices [..., d, n] whose columns are vectors of the stream."""
 
@@ -117,13 +125,14 @@ def _candidates(frame: Tensor) -> _Candidates:
     return _Candidates(rows, frame[rows], coarse, fine, many, (1,) * min(max(rank, 3), 8))
 
 
-def _round_columns(values: Tensor, frame: Tensor, dtype: torch.dtype) -> None:
-    """Round [d, n] in place, a band of columns at a time."""
+def _round_columns(values: Tensor, frame: Tensor, dtype: torch.dtype, kept: Tensor | None = None) -> None:
+    """Round [d, n] in place, a band of columns at a time; frameᵀ·stored ≈ `kept` [k, n], 0 where that is None."""
     candidates = _candidates(frame)
     width = max(_CACHED // max(candidates.coarse, 1), 1)
-    for band in values.split(width, dim=1):
+    wanted = frame.new_zeros(frame.shape[1], values.shape[1]) if kept is None else kept
+    for band, aim in zip(values.split(width, dim=1), wanted.split(width, dim=1), strict=True):
         exact = band.index_select(0, candidates.rows)
-        residual = frame.new_zeros(frame.shape[1], band.shape[1])
+        residual = -aim
         height = max(_CACHED // 4 // band.shape[1], 1)
         for rows, part in zip(band.split(height), frame.split(height), strict=True):
             rounded = rows.to(dtype)
@@ -174,7 +183,8 @@ def _balanced(exact: Tensor, residual: Tensor, candidates: _Candidates, dtype: t
 def _other(exact: Tensor, rounded: Tensor, stored: Tensor) -> Tensor:
     """The neighbour on the other side of the exact value; the rounded value itself where that is exact."""
     away = (exact.abs() - stored.abs()).sign_()
-    return (rounded.view(torch.int16) + away.to(torch.int16)).view(rounded.dtype)
+    bits = torch.int16 if rounded.element_size() == 2 else torch.int8
+    return (rounded.view(bits) + away.to(bits)).view(rounded.dtype)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ from surgeon.store.containment import contained, names_in
 from surgeon.store.formats import PICKLES, conversion, listed, refuse_folder
 from surgeon.store.header import Stored, read_header
 from surgeon.store.json_files import read_object
+from surgeon.store.quantised import Quantised, presented
+from surgeon.store.quantised_formats import quantised
+from surgeon.tensors import TensorSpec
 
 #: Weights in one file, by the names model libraries look for.
 SINGLES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
@@ -42,6 +45,16 @@ class Checkpoint:
         """The parsed config.json, {} where there is none."""
         path = self.root / "config.json"
         return read_object(path) if not self.single_file and path.exists() else {}
+
+    @cached_property
+    def quantised(self) -> Quantised | None:
+        """How its weights are quantised; None where they are stored as they are."""
+        return quantised(self.config, self.tensors)
+
+    @cached_property
+    def table(self) -> Mapping[str, TensorSpec]:
+        """Its tensors as arithmetic sees them: a weight that is stored in parts is one float tensor."""
+        return presented(self.tensors, self.quantised)
 
 
 def open_checkpoint(root: Path, ref: str, revision: str | None = None) -> Checkpoint:

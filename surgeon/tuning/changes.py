@@ -54,7 +54,7 @@ def inventory(found: Arithmetic, loaded: Loaded, layers: Mapping[str, object]) -
 
 
 def _changed(expert: Expert, loaded: Loaded) -> set[str]:
-    plan = changes_only(build(Recipe(expert.point, Output(dtype="F32"))), loaded)
+    plan = changes_only(build(Recipe(expert.point, Output(dtype="F32", dequantize=True))), loaded)
     return {target.name for target in plan.targets}
 
 

@@ -22,6 +22,7 @@ def apply(
     dtype: str | None = None,
     shard_size: int | str | None = None,
     files_from: Expr | None = None,
+    dequantize: bool = False,
     device: str = "auto",
     memory: int | str | None = None,
     threads: int | None = None,
@@ -45,8 +46,9 @@ def apply(
 
     folder = Path(out).expanduser()
     asked: dict[str, Any] = {
-        "dtype": dtype, "shard_size": shard_size, "files_from": files_from, "device": device, "memory": memory,
-        "threads": threads, "block": block, "allow_nan": allow_nan, "any_model": any_model,
+        "dtype": dtype, "shard_size": shard_size, "files_from": files_from, "dequantize": dequantize,
+        "device": device, "memory": memory, "threads": threads, "block": block, "allow_nan": allow_nan,
+        "any_model": any_model,
     }  # fmt: skip
     planned = plan(what, overrides=overrides, **asked)
     given = Path(what).read_text(encoding="utf-8-sig") if isinstance(what, str | Path) else None

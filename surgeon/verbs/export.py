@@ -120,6 +120,12 @@ def _extraction(
     source = sources[model]
     if not isinstance(source, Checkpoint):
         raise RefusedError(f"{model} is an adapter, and no base to stand on", origin=model.origin)
+    if source.quantised is not None:
+        raise RefusedError(
+            f"{model} is quantised ({source.quantised.format}), and differences from it are not exported",
+            origin=model.origin,
+            hint="export from the model in full: `surgeon apply` a recipe of it with --dequantize first",
+        )
     difference = expr if _is_difference(expr, sources) else expr - model
     planned = plan(Recipe(model + difference, Output(dtype="F32")), device=device)
     if planned.fits:

@@ -22,6 +22,7 @@ from surgeon.errors import CheckpointError, RefusedError
 from surgeon.store.layout import lay_out
 from surgeon.store.writer import FolderWriter
 from surgeon.tensors import FLOATS, TensorSpec, stored_dtype, torch_dtype
+from surgeon.verbs.gguf_config import completed
 from surgeon.verbs.portable import json_text, portable_config, portable_generation, portable_tokenizer
 
 if TYPE_CHECKING:
@@ -49,11 +50,11 @@ def import_gguf(
     _check_file(file)
     with Workspace(out, f"import {file.name} {dtype}", overwrite=overwrite, resume=False, inputs=[file]) as build:
         try:
-            architecture = _check_contents(file)
+            fields = _check_contents(file)
             tell(Progress("load", 0, 1, "model"))
-            model, tokenizer = _load(file, architecture)
+            model, tokenizer = _load(file, str(fields["general.architecture"]))
             tell(Progress("load", 1, 1, "model"))
-            _write(build.folder, _tensors(model), _texts(model, tokenizer, dtype), stored, tell)
+            _write(build.folder, _tensors(model), _texts(model, tokenizer, dtype, fields), stored, tell)
         except BaseException:
             build.discard()
             raise
@@ -77,21 +78,22 @@ def _check_file(file: Path) -> None:
         raise RefusedError("reading GGUF needs the package gguf", hint="pip install 'model-surgeon[gguf]'")
 
 
-def _check_contents(file: Path) -> str:
-    """Check that the file is whole; the architecture it names."""
+def _check_contents(file: Path) -> Mapping[str, Any]:
+    """Check that the file is whole; the values it holds besides tensors and vocabulary, by key."""
     from gguf import GGUFReader
 
     try:
         # It views every tensor; of a shortened file numpy fails wherever it first meets the missing bytes.
         reader = GGUFReader(file)
-        architecture = str(reader.fields["general.architecture"].contents())
-        parts = reader.fields["split.count"].contents() if "split.count" in reader.fields else 1
+        fields = {k: field.contents() for k, field in reader.fields.items() if not k.startswith("tokenizer.")}
+        str(fields["general.architecture"])
+        parts = fields.get("split.count", 1)
     except Exception as error:
         raise CheckpointError(f"{file}: damaged or truncated GGUF: {error}", hint=_FETCH) from error
     if isinstance(parts, int) and parts > 1:
         hint = "join them first: llama-gguf-split --merge FIRST OUT"
         raise CheckpointError(f"{file}: one of {parts} parts", hint=hint)
-    return architecture
+    return fields
 
 
 def _load(file: Path, architecture: str) -> tuple[Any, Any]:
@@ -127,15 +129,16 @@ def _tensors(model: Any) -> dict[str, Tensor]:
     return dict(revert_weight_conversion(model, remove_tied_weights_from_state_dict(state, model)))
 
 
-def _texts(model: Any, tokenizer: Any, dtype: str) -> dict[str, bytes]:
+def _texts(model: Any, tokenizer: Any, dtype: str, fields: Mapping[str, Any]) -> dict[str, bytes]:
     """The files beside the weights, by name."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         texts = {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
     model.config.architectures = [type(model).__name__]
+    config = json.loads(model.config.to_json_string())
     about_tokenizer = json.loads(texts["tokenizer_config.json"])
     return texts | {
-        "config.json": json_text(portable_config(json.loads(model.config.to_json_string()), dtype)),
+        "config.json": json_text(portable_config(completed(config, fields), dtype)),
         "generation_config.json": json_text(portable_generation(json.loads(model.generation_config.to_json_string()))),
         "tokenizer_config.json": json_text(portable_tokenizer(about_tokenizer)),
     }

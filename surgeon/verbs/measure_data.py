@@ -131,7 +131,7 @@ def running(expr: Expr, options: Options, dtype: str = "float32") -> Iterator[tu
     from surgeon.runtime.module_sink import ModuleSink
     from surgeon.space.output import Output, Recipe
 
-    planned = build(Recipe(expr, Output(dtype="F32")), options)
+    planned = build(Recipe(expr, Output(dtype="F32", dequantize=True)), options)
     root = planned.files_from.root
     if not has_tokenizer(root):
         raise MismatchError(f"{expr} has no tokenizer", hint=f"put its tokenizer.json into {root}")

@@ -68,7 +68,7 @@ def _planned(expr: Expr, plan: Plan) -> Plan:
     from surgeon.planning.plan import build
     from surgeon.space.output import Output, Recipe
 
-    return build(Recipe(expr, Output(dtype="F32")), plan.options)
+    return build(Recipe(expr, Output(dtype="F32", dequantize=True)), plan.options)
 
 
 def _solver(merge: Merge, parties: Sequence[Party], chosen: Sequence[int], base: Plan, plan: Plan) -> Solve:

@@ -25,6 +25,7 @@ def plan(
     dtype: str | None = None,
     shard_size: int | str | None = None,
     files_from: Expr | None = None,
+    dequantize: bool = False,
     device: str = "auto",
     memory: int | str | None = None,
     threads: int | None = None,
@@ -35,10 +36,10 @@ def plan(
 ) -> Plan:
     """Plan a recipe (a file, a `Recipe` or an expression): every tensor, bytes, peak memory. No tensor is read.
 
-    `dtype`, `shard_size` and `files_from` win over the recipe's output; `memory` is a promise in bytes (or '4GB');
-    `block` is the size of the pieces tensors are computed in, which never changes the bytes written. `any_model` lets
-    a direction be used on another model than it was measured on. Raises
-    RefusedError for whatever would stop `apply` before it reads.
+    `dtype`, `shard_size`, `files_from` and `dequantize` win over the recipe's output; `memory` is a promise in bytes
+    (or '4GB'); `block` is the size of the pieces tensors are computed in, which never changes the bytes written.
+    `any_model` lets a direction be used on another model than it was measured on. Raises RefusedError for whatever
+    would stop `apply` before it reads.
     """
     from surgeon.planning.plan import build
 
@@ -48,6 +49,7 @@ def plan(
             "dtype": None if dtype is None else stored_dtype(dtype),
             "shard_size": None if shard_size is None else parse_bytes(str(shard_size)),
             "files_from": files_from,
+            "dequantize": dequantize or None,
         }
         budget = None if memory is None else parse_bytes(str(memory))
         options = Options(device, budget, threads, parse_bytes(str(block)), allow_nan, any_model)
@@ -56,6 +58,9 @@ def plan(
     _check_workers(device, threads)
     output = replace(recipe.output, **{name: value for name, value in asked.items() if value is not None})
     planned = build(replace(recipe, output=output), options)
+    if output.dequantize and not any(getattr(source, "quantised", None) for source in planned.sources.values()):
+        hint = "leave it out"
+        raise RefusedError("dequantize: no model of the recipe is quantised", origin=output.origin, hint=hint)
     _check_fits(planned)
     return replace(planned, warnings=(*notes, *planned.warnings))
 
@@ -80,7 +85,7 @@ def _check_fits(planned: Plan) -> None:
         raise RecipeError(dict.fromkeys(faults))
     for fit in {fit.model: fit for fit in planned.fits}.values():
         try:
-            stage = build(Recipe(fit.model, Output(dtype="F32")), planned.options)
+            stage = build(Recipe(fit.model, Output(dtype="F32", dequantize=True)), planned.options)
             if not has_tokenizer(stage.files_from.root):
                 message = f"{fit.model} has no tokenizer, and what is measured is measured on text"
                 raise MismatchError(message, hint=f"put its tokenizer.json into {stage.files_from.root}")

@@ -101,7 +101,7 @@ def _key(one: Measuring, options: Options) -> str:
     from surgeon.recipe import dump_recipe
     from surgeon.space.output import Output, Recipe
 
-    planned = build(Recipe(one.joint or one.model, Output(dtype="F32")), options)
+    planned = build(Recipe(one.joint or one.model, Output(dtype="F32", dequantize=True)), options)
     hasher = blake3(plan_key(planned, dump_recipe(planned.recipe, schema=False)).encode())
     hasher.update(one.kind.encode() + b"\0")
     for prompts in [one.prompts, *(fit.prompts for fit in (data_fits(one.joint) if one.joint else ()))]:

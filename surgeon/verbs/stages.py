@@ -84,7 +84,7 @@ def _fitted(
     from surgeon.runtime.load import load
     from surgeon.store.files import disk_errors
 
-    planned = build(Recipe(together[0].model, Output(dtype="F32")), options)
+    planned = build(Recipe(together[0].model, Output(dtype="F32", dequantize=True)), options)
     identity, resolved = _identity(planned)
     files = {fit: folder / f"{_key(fit, identity)}.safetensors" for fit in together}
     missing = [fit for fit, file in files.items() if not file.exists()]

@@ -71,16 +71,20 @@ def test_the_residual_axis_is_the_declared_one(model):
 
 def test_what_a_block_adds_is_what_its_writers_write(model):
     """mid − in is what the attention's writers write, out − mid the MLP's, both through their output norms."""
-    outputs = {}
+    outputs, gates = {}, {}
     modules, named = writing_modules(model), dict(model.trunk.named_modules())
     with ExitStack() as hooks:
         for name, (module, _) in modules.items():
             keep = partial(lambda name, _, given, output: outputs.__setitem__(name, output), name)
             hooks.callback(module.register_forward_hook(keep).remove)
+        for name, module in named.items():
+            if name.endswith("shared_expert_gate"):
+                keep = partial(lambda name, _, given, output: gates.__setitem__(name, output.sigmoid()), name)
+                hooks.callback(module.register_forward_hook(keep).remove)
         found = states(model)
     added = defaultdict(float)
     for name, (_, place) in modules.items():
-        value = outputs[name]
+        value = outputs[name] * gates.get(f"{name.removesuffix('.down_proj')}_gate", 1.0)
         for norm in place.norms:
             value = named[norm.removeprefix(model.anatomy.trunk).removesuffix(".weight")](value)
         added[place.block, place.part] = added[place.block, place.part] + value.reshape(-1, *TOKENS.shape[1:], WIDTH)

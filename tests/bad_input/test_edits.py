@@ -289,7 +289,7 @@ def test_a_quantised_base(says, place: Path, packed: bool):
     for text in (FILE, FIT):
         told = refused(says, text)
         assert "recipe.yaml:3: base is quantised" in told
-        assert "bf16 or fp32" in told
+        assert "unpacking it takes gptqmodel" in told
     sets = ("--positive", "p.jsonl", "--negative", "n.jsonl")
     code, told = says("find", "--model", "./base", *sets, "-o", "found")
     assert code == 2

@@ -29,6 +29,18 @@ _QWEN3_MOE = {"num_experts": 4, "moe_intermediate_size": 24, **_MOE}
 _GPT2 = {"vocab_size": 64, "n_embd": WIDTH, "n_layer": 2, "n_head": 4, "n_positions": 64, "bos_token_id": 1,
          "eos_token_id": 2}  # fmt: skip
 
+_EYES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16,
+         "patch_size": 4}  # fmt: skip
+_QWEN_EYES = {"depth": 1, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 1}
+_MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
+_DEEPSEEK = {"n_routed_experts": 4, "moe_intermediate_size": 24, "n_group": 2, "topk_group": 1, "n_shared_experts": 1,
+             "first_k_dense_replace": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4,
+             "qk_nope_head_dim": 8, "v_head_dim": 8, "head_dim": 4,
+             "num_key_value_heads": 4, **_MOE}  # fmt: skip
+
+#: The token that an image's features take the place of; none of TOKENS.
+IMAGE = 2
+
 #: Toy → its config's class and what is special in it. "fused" toys hold their experts on disk as in memory.
 TOYS = {
     "llama": ("LlamaConfig", {}),
@@ -43,6 +55,44 @@ TOYS = {
     "mixtral fused": ("MixtralConfig", {"num_local_experts": 4, **_MOE}),
     "qwen3_moe": ("Qwen3MoeConfig", _QWEN3_MOE),
     "qwen3_moe fused": ("Qwen3MoeConfig", _QWEN3_MOE),
+    "qwen2_moe": ("Qwen2MoeConfig", {**_QWEN3_MOE, "shared_expert_intermediate_size": 24}),
+    "deepseek_v3": ("DeepseekV3Config", _DEEPSEEK),
+    "gpt_oss": ("GptOssConfig", {"num_local_experts": 4, "sliding_window": 8, **_MOE}),
+    "gemma3 that sees": (
+        "Gemma3Config",
+        {"text": _GEMMA, "vision_config": _EYES, "mm_tokens_per_image": 4, "image_token_index": IMAGE},
+    ),
+    "llava": (
+        "LlavaConfig",
+        {
+            "text": {"model_type": "llama"},
+            "vision_config": {"model_type": "clip_vision_model", "projection_dim": 16, **_EYES},
+            "image_token_index": IMAGE,
+        },
+    ),
+    "qwen2_vl": (
+        "Qwen2VLConfig",
+        {
+            "text": _MROPE,
+            "vision_config": {"embed_dim": 16, "hidden_size": WIDTH, "mlp_ratio": 2, **_QWEN_EYES},
+            "image_token_id": IMAGE,
+        },
+    ),
+    "qwen2_5_vl": (
+        "Qwen2_5_VLConfig",
+        {
+            "text": _MROPE,
+            "vision_config": {
+                "hidden_size": 16,
+                "out_hidden_size": WIDTH,
+                "intermediate_size": 24,
+                "window_size": 16,
+                "fullatt_block_indexes": [0],
+                **_QWEN_EYES,
+            },
+            "image_token_id": IMAGE,
+        },
+    ),
     "qwen3_moe with a dense layer": ("Qwen3MoeConfig", {**_QWEN3_MOE, "mlp_only_layers": [0]}),
 }
 
@@ -51,10 +101,7 @@ TOKENS = torch.randint(3, 64, (3, 12), generator=torch.Generator().manual_seed(5
 
 def toy(folder: Path, name: str, tied: bool = False, seed: int = 0) -> Path:
     """A random toy, norms and biases too, saved as transformers saves it (fused: by its names in memory)."""
-    kind, special = TOYS[name]
-    usual = {} if kind == "GPT2Config" else _USUAL
-    config = getattr(transformers, kind)(**{**usual, **special}, tie_word_embeddings=tied)
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    model = _class(name).from_config(_config(name, tied))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -69,6 +116,20 @@ def toy(folder: Path, name: str, tied: bool = False, seed: int = 0) -> Path:
             del tensors["lm_head.weight"]
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def _config(name: str, tied: bool):
+    kind, special = TOYS[name]
+    usual = {} if kind == "GPT2Config" else _USUAL
+    if "text" in special:
+        text = {**usual, **special["text"], "tie_word_embeddings": tied}
+        usual, special = {"text_config": text}, {key: value for key, value in special.items() if key != "text"}
+    return getattr(transformers, kind)(**{**usual, **special}, tie_word_embeddings=tied)
+
+
+def _class(name: str):
+    seeing = "vision_config" in TOYS[name][1]
+    return transformers.AutoModelForImageTextToText if seeing else transformers.AutoModelForCausalLM
 
 
 def written(expr, folder: Path, *, dtype: str | None = None) -> Path:
@@ -91,7 +152,7 @@ def loaded(folder: Path):
 
 
 def writing_modules(model):
-    """Module name → (module, the place of the tensors it writes with), by the table and where parameters lie."""
+    """Module of the language model → (module, the place of what it writes with), by the table and where those lie."""
     views = parameter_views(model)
     owners = {
         parameter.untyped_storage().data_ptr(): (module_name, module)
@@ -100,8 +161,9 @@ def writing_modules(model):
     }
     found = {}
     for name, place in model.anatomy.writers().items():
-        module_name, module = owners[views[name].untyped_storage().data_ptr()]
-        found[module_name] = module, place
+        # A projector is not part of the language model.
+        if held := owners.get(views[name].untyped_storage().data_ptr()):
+            found[held[0]] = held[1], place
     return found
 
 

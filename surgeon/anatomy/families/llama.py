@@ -5,6 +5,9 @@ from surgeon.anatomy.family import Family, Part, Role, rows, writes
 _ATTENTION = "{trunk}layers.{i}.self_attn."
 _MLP = "{trunk}layers.{i}.mlp."
 
+#: Heads that draft further tokens: they read the stream's end, and write into one of their own.
+DRAFTS = rows(Role.ASIDE, "mtp.{rest}", "{trunk}mtp.{rest}", "{trunk}mtp_layers.{rest}", "{trunk}mtp_block.{rest}")
+
 ATTENTION = (
     writes("{trunk}embed_tokens.weight", Part.EMBED, -1),
     writes(_ATTENTION + "o_proj.weight", Part.ATTENTION, -2),
@@ -15,6 +18,7 @@ ATTENTION = (
     *rows(Role.NORM, "{trunk}layers.{i}.input_layernorm.weight", "{trunk}layers.{i}.post_attention_layernorm.weight"),
     *rows(Role.NORM, "{trunk}norm.weight"),
     *rows(Role.UNEMBED, "lm_head.weight"),
+    *DRAFTS,
 )
 
 MLP = (

@@ -1,4 +1,4 @@
-"""Mixtures of experts with Llama's attention: Mixtral and Qwen3-MoE, experts stored one by one or fused."""
+"""Mixtures of experts with Llama's attention: Mixtral, Qwen2- and Qwen3-MoE, experts stored one by one or fused."""
 
 from surgeon.anatomy.families.llama import ATTENTION, MLP
 from surgeon.anatomy.family import Family, Part, Role, rows, writes
@@ -24,12 +24,16 @@ MIXTRAL = Family(
     ),
 )
 
-QWEN3_MOE = Family(
-    "qwen3_moe",
-    ("qwen3_moe",),
+#: Qwen2's mixtures have an expert besides that every token goes through.
+QWEN_MOE = Family(
+    "qwen_moe",
+    ("qwen2_moe", "qwen3_moe"),
     (
         *ATTENTION,
         *MLP,
+        writes(_MLP + "shared_expert.down_proj.weight", Part.MLP, -2),
+        *rows(Role.READS_RESIDUAL, *(f"{_MLP}shared_expert.{part}_proj.weight" for part in ("gate", "up"))),
+        *rows(Role.READS_RESIDUAL, _MLP + "shared_expert_gate.weight"),
         writes(_MLP + "experts.{e}.down_proj.weight", Part.MLP, -2),
         *rows(Role.READS_RESIDUAL, _MLP + "experts.{e}.gate_proj.weight", _MLP + "experts.{e}.up_proj.weight"),
         *FUSED,
