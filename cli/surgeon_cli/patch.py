@@ -16,7 +16,7 @@ _Patch = Annotated[
 
 @app.callback()
 def command() -> None:
-    """Turn a checkpoint into another with a patch, and back, bit for bit.
+    """Apply a patch to its base, or take it back, bit for bit.
 
     Example:
 

@@ -70,8 +70,8 @@ def one_by_one(name: str, found: Sequence[Factors]) -> dict[str, Factors]:
 
 
 def write_adapter(
-    folder: Path, changes: Mapping[str, Factors], stacks: Mapping[str, Sequence[Factors]], *, base: str,
-    transposed: bool, dtype: torch.dtype, revision: str = "",
+    folder: Path, changes: Mapping[str, Factors], *, base: str, transposed: bool, dtype: torch.dtype,
+    revision: str = "", stacks: Mapping[str, Sequence[Factors]] | None = None,
 ) -> None:  # fmt: skip
     """Write adapter_model.safetensors and adapter_config.json for changes by module name.
 
@@ -80,7 +80,7 @@ def write_adapter(
     """
     from safetensors.torch import save_file
 
-    tensors = {}
+    tensors, stacks = {}, stacks or {}
     for module, factors in changes.items():
         tensors[f"{PREFIX}{module}.lora_A.weight"] = factors.a.to(dtype).contiguous()
         tensors[f"{PREFIX}{module}.lora_B.weight"] = factors.b.to(dtype).contiguous()

@@ -82,8 +82,8 @@ class Extraction:
                 by_module |= one_by_one(name, found)
         turned = any(self._turned(name) for name in changes)
         write_adapter(
-            folder, by_module, stacks, base=self.base.ref, transposed=turned, dtype=dtype,
-            revision=self.base.revision or "",
+            folder, by_module, base=self.base.ref, transposed=turned, dtype=dtype, revision=self.base.revision or "",
+            stacks=stacks,
         )  # fmt: skip
 
     def _differs(self, target: Target) -> bool:

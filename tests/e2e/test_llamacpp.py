@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.e2e.servers import require, server_python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import surgeon
 from surgeon.artifacts.direction import direction
-from tests.e2e.servers import require, server_python
 
 pytestmark = [pytest.mark.e2e, pytest.mark.filterwarnings("ignore::UserWarning")]
 
