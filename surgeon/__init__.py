@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from surgeon.verbs.diff import diff
     from surgeon.verbs.doctor import doctor
     from surgeon.verbs.export import export_adapter
+    from surgeon.verbs.export_gguf import export_control_vector, export_gguf, export_gguf_adapter
+    from surgeon.verbs.export_patch import export_patch
     from surgeon.verbs.find import find
     from surgeon.verbs.greedy_soup import greedy_soup
     from surgeon.verbs.import_gguf import import_gguf
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from surgeon.verbs.measure_data import measure_fisher, measure_gram
     from surgeon.verbs.measure_merge import measure_merge
     from surgeon.verbs.methods import list_methods
+    from surgeon.verbs.patch import apply_patch, revert_patch
     from surgeon.verbs.plan import plan
     from surgeon.verbs.publish import publish
     from surgeon.verbs.push_weights import push_weights
@@ -63,10 +66,15 @@ _HOMES = {
     "Expr": "surgeon.space.expr",
     "Fit": "surgeon.space.expr",
     "Progress": "surgeon.engine.events",
+    "apply_patch": "surgeon.verbs.patch",
     "copy_recipe": "surgeon.verbs.recipes",
     "dump_recipe": "surgeon.recipe",
     "edit": "surgeon.space.editing_api",
     "export_adapter": "surgeon.verbs.export",
+    "export_control_vector": "surgeon.verbs.export_gguf",
+    "export_gguf": "surgeon.verbs.export_gguf",
+    "export_gguf_adapter": "surgeon.verbs.export_gguf",
+    "export_patch": "surgeon.verbs.export_patch",
     "list_methods": "surgeon.verbs.methods",
     "list_recipes": "surgeon.verbs.recipes",
     "load_recipe": "surgeon.recipe",
@@ -77,6 +85,7 @@ _HOMES = {
     "merge": "surgeon.space.api",
     "open": "surgeon.space.api",
     "reshape": "surgeon.space.editing_api",
+    "revert_patch": "surgeon.verbs.patch",
 } | {
     verb: f"surgeon.verbs.{verb}"
     for verb in (
@@ -100,10 +109,11 @@ _HOMES = {
 __all__ = [
     "BudgetError", "CheckpointError", "DataFit", "Direction", "Expr", "Fault", "Fit", "MismatchError", "Origin",
     "OutputError", "Progress", "RecipeError", "RefusedError", "RunError", "SurgeonError", "VerificationError",
-    "__version__", "apply", "apply_to", "check", "convert", "copy_recipe", "diff", "doctor", "dump_recipe", "edit",
-    "export_adapter", "find", "greedy_soup", "import_gguf", "list_methods", "list_recipes", "load", "load_recipe",
+    "__version__", "apply", "apply_patch", "apply_to", "check", "convert", "copy_recipe", "diff", "doctor",
+    "dump_recipe", "edit", "export_adapter", "export_control_vector", "export_gguf", "export_gguf_adapter",
+    "export_patch", "find", "greedy_soup", "import_gguf", "list_methods", "list_recipes", "load", "load_recipe",
     "measure_fisher", "measure_gram", "measure_merge", "measure_residual", "merge", "open", "plan", "publish",
-    "push_weights", "reproduce", "reshape", "schema", "show", "sign", "tune", "verify",
+    "push_weights", "reproduce", "reshape", "revert_patch", "schema", "show", "sign", "tune", "verify",
 ]  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from surgeon_cli import (
     measure,
     methods,
     output,
+    patch,
     plan,
     publish,
     push_weights,
@@ -59,6 +60,7 @@ app.command("schema")(schema.command)
 app.command("doctor")(doctor.command)
 app.add_typer(export.app, name="export")
 app.add_typer(measure.app, name="measure")
+app.add_typer(patch.app, name="patch")
 app.add_typer(recipes.app, name="recipes")
 
 

@@ -49,6 +49,16 @@ def overrides(pairs: Iterable[str] | None) -> dict[str, str]:
     return {key: value for key, _, value in parted}
 
 
+def layers(text: str | None) -> tuple[int, int] | None:
+    """`"8..24"` → `(8, 24)`, the end left out."""
+    if text is None:
+        return None
+    first, dots, end = text.partition("..")
+    if not dots or not first.isdecimal() or not end.isdecimal() or int(first) >= int(end):
+        raise typer.BadParameter(f"{text!r} is no range of layers: write 8..24", param_hint="--layers")
+    return int(first), int(end)
+
+
 def named_files(pairs: Iterable[str] | None) -> dict[str, Path] | None:
     """`["sql=./sql.jsonl"]` → `{"sql": Path("sql.jsonl")}`; None where there are none."""
     parted = [pair.partition("=") for pair in pairs or ()]

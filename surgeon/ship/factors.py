@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from surgeon.errors import RefusedError
+
 #: Singular values below this share of the largest are rounding of float32 weights, and no rank.
 _NOISE = 1e-6
 #: A change is sketched rather than decomposed whole where it has so many times more singular values than are kept.
@@ -31,6 +33,16 @@ class Factors:
     def rank(self) -> int:
         """How many columns B has."""
         return self.b.shape[1]
+
+    def cast(self, dtype: torch.dtype) -> Factors:
+        """The same in a dtype; the rounding to 16 bits is part of the error."""
+        b, a = self.b.to(dtype), self.a.to(dtype)
+        if dtype.itemsize > 2:
+            return Factors(b, a, self.error, self.norm)
+        outer = torch.linalg.qr(torch.cat([self.b.double(), -b.double()], dim=1)).R
+        inner = torch.linalg.qr(torch.cat([self.a.double(), a.double()]).T).R
+        rounding = float(torch.linalg.matrix_norm(outer @ inner.T)) / self.norm if self.norm else 0.0
+        return Factors(b, a, math.hypot(self.error, rounding), self.norm)
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,15 @@ class Limit:
             enough = (left <= self.error**2 * square).nonzero()[:, 0]
             kept = min(kept, int(enough[0]) + 1) if len(enough) else kept
         return kept if self.rank is None else min(kept, self.rank)
+
+
+def limit(rank: int | None, error: float | None) -> Limit:
+    """A limit as a user gives it. RefusedError for a rank below 1 and an error that is no share."""
+    if rank is not None and rank < 1:
+        raise RefusedError(f"a rank of {rank} holds nothing", hint="give 1 or more")
+    if error is not None and not 0 <= error < 1:
+        raise RefusedError(f"an error of {error:g} is no share", hint="give one from 0 to below 1, such as 0.05")
+    return Limit(rank, error)
 
 
 def joined(terms: Sequence[tuple[float, Tensor, Tensor]], limit: Limit) -> Factors:

@@ -81,7 +81,7 @@ class FolderWriter:
                     shutil.copyfile(source, self._target(name))
             for name, data in written.items():
                 self._target(name).write_bytes(data)
-            _settle(self._folder)
+            settle(self._folder)
 
     def close(self) -> None:
         """Closes all files."""
@@ -155,7 +155,7 @@ def _kernel_copy(source: int, start: int, target: int, offset: int, length: int)
     return done
 
 
-def _settle(folder: Path) -> None:
+def settle(folder: Path) -> None:
     """Modes 0644 and 0755 whatever the umask, then fsync of all files and folders, the folder itself last."""
     for parent, _, names in os.walk(folder, topdown=False):
         for path in [*(Path(parent) / name for name in names), Path(parent)]:

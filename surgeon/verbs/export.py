@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from surgeon.errors import RefusedError
 from surgeon.space.api import open as open_model
@@ -28,10 +28,22 @@ class AdapterReport:
     dropped: Sequence[str]
     error: float
 
+    @property
+    def max_lora_rank(self) -> int | None:
+        """The smallest --max-lora-rank with which vLLM serves it; None where it takes none so large."""
+        from surgeon.ship.adapter import served_rank
+
+        return served_rank(max((rank for rank, _ in self.tensors.values()), default=1))
+
+    def facts(self) -> dict[str, Any]:
+        """What its receipt says of it."""
+        tensors = {name: {"rank": rank, "error": error} for name, (rank, error) in self.tensors.items()}
+        about = {"error": self.error, "max_lora_rank": self.max_lora_rank}
+        return {**about, "tensors": tensors, "dropped": list(self.dropped)}
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        tensors = {name: {"rank": rank, "error": error} for name, (rank, error) in self.tensors.items()}
-        return {"folder": str(self.folder), "error": self.error, "tensors": tensors, "dropped": list(self.dropped)}
+        return {"folder": str(self.folder), **self.facts()}
 
     def summary(self) -> str:
         """A line a tensor, then the whole."""
@@ -41,12 +53,10 @@ class AdapterReport:
         ]
         if self.dropped:
             lines.append(f"  left out: {', '.join(self.dropped)}")
-        return "\n".join(
-            [
-                *lines,
-                f"wrote {self.folder}: {len(self.tensors)} tensors, ‖D − BA‖/‖D‖ = {self.error:.1e} over all of them",
-            ]
-        )
+        served = self.max_lora_rank
+        how = f"vLLM serves it with --max-lora-rank {served}" if served else "vLLM serves no rank so large: cut it"
+        whole = f"{len(self.tensors)} tensors, ‖D − BA‖/‖D‖ = {self.error:.1e} over all of them"
+        return "\n".join([*lines, f"wrote {self.folder}: {whole}; {how}"])
 
 
 def export_adapter(
@@ -57,6 +67,7 @@ def export_adapter(
     rank: int | None = None,
     error: float | None = None,
     drop: Sequence[str] = (),
+    experts: Literal["each", "fused"] = "each",
     dtype: str = "float32",
     device: str = "auto",
     overrides: Mapping[str, str] | None = None,
@@ -66,46 +77,57 @@ def export_adapter(
     """Write the difference between a model and its base as a PEFT LoRA adapter.
 
     `what` is a recipe, an expression or a checkpoint; a recipe's base is what it is built on unless `base` says
-    otherwise. Arithmetic of adapters alone stays in factors: joined exactly, or cut through their QR. Anything else is
-    decomposed, and needs a `rank` or an `error` (the largest ‖D − BA‖/‖D‖ of a tensor). Changes that an adapter cannot
-    carry (norms, embeddings, biases) are refused unless `drop` (patterns) leaves them out.
+    otherwise. Edits along directions and arithmetic of adapters stay in factors: joined exactly, or cut through their
+    QR. Anything else is decomposed, and needs a `rank` or an `error` (the largest ‖D − BA‖/‖D‖ of a tensor). Changes
+    that an adapter cannot carry (norms, embeddings, routers, biases) are refused unless `drop` (patterns) leaves them
+    out. `experts` that the base stores in one tensor are written one by one, as vLLM looks for them, or ``fused``, as
+    PEFT does. The receipt, surgeon.json, names the base's hash and the error of every tensor.
     """
     from surgeon.engine.workspace import Workspace
-    from surgeon.ship.factors import Limit
+    from surgeon.ship.base_hash import EXPORTED, export_receipt
+    from surgeon.ship.factors import limit
+    from surgeon.store.writer import settle
 
-    if rank is not None and rank < 1:
-        raise RefusedError(f"a rank of {rank} holds nothing", hint="give 1 or more")
-    if error is not None and not 0 <= error < 1:
-        raise RefusedError(f"an error of {error:g} is no share", hint="give one from 0 to below 1, such as 0.05")
     try:
         stored = torch_dtype(stored_dtype(dtype))
     except ValueError as fault:
         raise RefusedError(str(fault)) from None
-    found = _extraction(what, base, Limit(rank, error), device, overrides or {})
+    found = extraction(what, base, limit(rank, error), device, overrides or {})
     folder = Path(out).expanduser()
     inputs = [source.root for source in found.plan.sources.values()]
     with Workspace(folder, "export adapter", overwrite=overwrite, resume=False, inputs=inputs) as build:
         try:
             changes, dropped = found.changes(drop, on_event)
-            found.write(build.folder, changes, stored)
+            changes = {name: tuple(one.cast(stored) for one in each) for name, each in changes.items()}
+            found.write(build.folder, changes, stored, experts)
+            report = _report(folder, changes, dropped)
+            receipt = export_receipt("adapter", found.base, on_event, report.facts())
+            (build.folder / EXPORTED).write_bytes(receipt)
+            settle(build.folder)
         except BaseException:
             build.discard()
             raise
         build.commit()
-    return _report(folder, changes, dropped)
+    return report
 
 
-def _report(folder: Path, changes: Mapping[str, Factors], dropped: Sequence[str]) -> AdapterReport:
-    square = sum(found.norm**2 for found in changes.values())
-    tail = sum((found.error * found.norm) ** 2 for found in changes.values())
-    tensors = {name: (found.rank, found.error) for name, found in changes.items()}
-    return AdapterReport(folder, tensors, dropped, (tail / square) ** 0.5)
+def _report(folder: Path, changes: Mapping[str, tuple[Factors, ...]], dropped: Sequence[str]) -> AdapterReport:
+    every = {name: (max(one.rank for one in found), error_of(found)) for name, found in changes.items()}
+    whole = error_of([one for found in changes.values() for one in found])
+    return AdapterReport(folder, every, dropped, whole)
 
 
-def _extraction(
-    what: Expr | Recipe | str | Path, base: Model | str | Path | None, limit: Limit, device: str,
+def error_of(found: Sequence[Factors]) -> float:
+    """‖D − BA‖/‖D‖ over several."""
+    square = sum(one.norm**2 for one in found)
+    return (sum((one.error * one.norm) ** 2 for one in found) / square) ** 0.5 if square else 0.0
+
+
+def extraction(
+    what: Expr | Recipe | str | Path, base: Model | str | Path | None, kept: Limit, device: str,
     overrides: Mapping[str, str],
 ) -> Extraction:  # fmt: skip
+    """A model against the base it stands on; RefusedError where what that is cannot be told."""
     from surgeon.planning.sources import open_sources
     from surgeon.ship.extract import Extraction
     from surgeon.store.checkpoint import Checkpoint
@@ -113,7 +135,7 @@ def _extraction(
 
     expr = _expression(what, overrides)
     model = base if isinstance(base, Model) else open_model(base) if base is not None else None
-    model = model or _base_of(expr, open_sources(expr))
+    model = model or base_of(expr, open_sources(expr))
     if model is None:
         raise RefusedError("what the adapter is to stand on is not known", hint="name the base: --base MODEL")
     sources = open_sources(model, expr)
@@ -130,7 +152,7 @@ def _extraction(
     planned = plan(Recipe(model + difference, Output(dtype="F32")), device=device)
     if planned.fits:
         raise RefusedError("the recipe measures while it runs", hint="apply it first, and export OUT with --base")
-    return Extraction(planned, source, limit)
+    return Extraction(planned, source, kept)
 
 
 def _is_difference(expr: Expr, sources: Mapping[Model, Any]) -> bool:
@@ -152,7 +174,7 @@ def _expression(what: Expr | Recipe | str | Path, overrides: Mapping[str, str]) 
     return open_model(what)
 
 
-def _base_of(expr: Expr, sources: Mapping[Model, Any]) -> Model | None:
+def base_of(expr: Expr, sources: Mapping[Model, Any]) -> Model | None:
     """The checkpoint that a result is built on; None for a checkpoint itself."""
     from surgeon.store.checkpoint import Checkpoint
 
@@ -166,6 +188,6 @@ def _base_of(expr: Expr, sources: Mapping[Model, Any]) -> Model | None:
     for part in parts:
         if isinstance(part, Model) and isinstance(sources[part], Checkpoint):
             return part
-        if part is not None and (found := _base_of(part, sources)) is not None:
+        if part is not None and (found := base_of(part, sources)) is not None:
             return found
     return None

@@ -52,7 +52,7 @@ def import_gguf(
         try:
             fields = _check_contents(file)
             tell(Progress("load", 0, 1, "model"))
-            model, tokenizer = _load(file, str(fields["general.architecture"]))
+            model, tokenizer = _load(file, fields)
             tell(Progress("load", 1, 1, "model"))
             _write(build.folder, _tensors(model), _texts(model, tokenizer, dtype, fields), stored, tell)
         except BaseException:
@@ -96,8 +96,26 @@ def _check_contents(file: Path) -> Mapping[str, Any]:
     return fields
 
 
-def _load(file: Path, architecture: str) -> tuple[Any, Any]:
+def _config(source: Mapping[str, Any], architecture: str, fields: Mapping[str, Any]) -> Any:
+    """The config as transformers reads it, with what else of the file decides the shapes and scales of attention."""
+    from transformers import AutoConfig
+
+    from surgeon.ship.gguf_names import CONFIG_KEYS, attention_scalar
+
+    config = AutoConfig.from_pretrained(**source)
+    for key, called in CONFIG_KEYS.items():
+        if f"{architecture}.{key}" in fields and hasattr(config, called):
+            setattr(config, called, fields[f"{architecture}.{key}"])
+    if hasattr(config, "query_pre_attn_scalar"):
+        config.query_pre_attn_scalar = attention_scalar(
+            config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.head_dim
+        )
+    return config
+
+
+def _load(file: Path, fields: Mapping[str, Any]) -> tuple[Any, Any]:
     """The model, in float32, and its tokenizer."""
+    architecture = str(fields["general.architecture"])
     source = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name, "local_files_only": True}
     with _silence():
         import torch
@@ -106,7 +124,8 @@ def _load(file: Path, architecture: str) -> tuple[Any, Any]:
         how = {"dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True), "output_loading_info": True}
         try:
             tokenizer = AutoTokenizer.from_pretrained(**source)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(**source, **how)
+            config = _config(source, architecture, fields)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(**source, config=config, **how)
         except Exception as error:
             raise CheckpointError(
                 f"{file}: transformers cannot load this GGUF of the architecture {architecture!r}: {error}",

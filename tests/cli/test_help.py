@@ -9,7 +9,7 @@ import surgeon
 from surgeon_cli.main import app
 
 VERBS = ["apply", "plan", "verify", "find", "measure", "diff", "show", "import", "methods", "recipes", "schema"]
-VERBS += ["check", "convert", "doctor", "export", "publish", "push-weights", "reproduce", "sign", "tune"]
+VERBS += ["check", "convert", "doctor", "export", "patch", "publish", "push-weights", "reproduce", "sign", "tune"]
 
 
 def ask(*arguments):
@@ -23,7 +23,7 @@ def test_help_lists_every_verb_in_whole_sentences():
     assert not [line for line in listed.values() if "..." in line]
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "measure residual"])
+@pytest.mark.parametrize("verb", [*VERBS, "measure residual", "export gguf", "export control-vector", "patch revert"])
 def test_every_verb_shows_an_example(verb):
     result = ask(*verb.split(), "--help")
     assert result.exit_code == 0

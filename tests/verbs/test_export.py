@@ -1,5 +1,6 @@
 """Exported adapters: PEFT on the base gives the model they were made of."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,12 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import surgeon
 from surgeon.artifacts.direction import direction
+from surgeon.ship.adapter import served_rank
+from surgeon.ship.base_hash import model_hash
+from surgeon.store.checkpoint import open_checkpoint
 from surgeon.testing.toys import read_checkpoint, toy_llama, write_checkpoint
 from surgeon_cli import installation, main
+from tests.support.family_toys import toy
 
 IDS = torch.arange(3, 19)[None]
 
@@ -135,3 +140,88 @@ def test_a_merge_in_core_space_stays_in_factors(base, tuned, tmp_path):
     assert {rank for rank, _ in report.tensors.values()} == {5} and report.error == 0
     surgeon.apply(merged, tmp_path / "out")
     assert torch.allclose(logits(base, tmp_path / "tsv"), logits(tmp_path / "out"), atol=1e-4)
+
+
+def test_an_edit_stays_in_factors_and_needs_no_rank(base, tmp_path):
+    """Also edit upon edit, and an adapter added to an edited model."""
+    turned = direction(torch.randn(2, 32, generator=torch.Generator().manual_seed(2)), at="block.1")
+    other = direction(torch.ones(1, 32), at="block.0")
+    parts = {"writers": ("attention", "mlp"), "strength": 1.5}
+    model = surgeon.edit("ablate", surgeon.edit("ablate", surgeon.open(base), directions=turned, **parts),
+                         directions=other, **parts)  # fmt: skip
+    report = surgeon.export_adapter(model, tmp_path / "adapter")
+    assert {rank for rank, _ in report.tensors.values()} == {3} and report.error == 0
+    surgeon.apply(model, tmp_path / "out")
+    assert torch.allclose(logits(base, tmp_path / "adapter"), logits(tmp_path / "out"), atol=1e-4)
+
+
+def test_the_receipt_names_the_base_and_the_error(base, tuned, tmp_path):
+    report = surgeon.export_adapter(tuned, tmp_path / "adapter", base=base, rank=9, dtype="bfloat16")
+    receipt = json.loads((tmp_path / "adapter/surgeon.json").read_text())
+    assert receipt["export"] == "adapter" and receipt["error"] == report.error
+    assert receipt["max_lora_rank"] == 16 and "--max-lora-rank 16" in report.summary()
+    assert receipt["base"]["hash"] == model_hash(open_checkpoint(base, "base"), None)
+    held = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    name = "model.layers.0.self_attn.q_proj"
+    a, b = (held[f"base_model.model.{name}.lora_{part}.weight"].double() for part in "AB")
+    change = (read_checkpoint(tuned)[f"{name}.weight"] - read_checkpoint(base)[f"{name}.weight"]).double()
+    error = float((change - b @ a).norm() / change.norm())
+    assert receipt["tensors"][f"{name}.weight"]["error"] == pytest.approx(error, rel=1e-3)
+    assert (tmp_path / "adapter/adapter_model.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_no_vllm_takes_a_rank_beyond_its_largest():
+    assert [served_rank(rank) for rank in (1, 2, 33, 512, 513)] == [1, 8, 64, 512, None]
+
+
+def moved(folder, pattern, tmp_path):
+    """A fine-tune of the tensors whose name ends so, and of these alone."""
+    generator = torch.Generator().manual_seed(3)
+    tensors = {
+        name: value + 0.1 * torch.randn(value.shape, generator=generator) if name.endswith(pattern) else value
+        for name, value in read_checkpoint(folder).items()
+    }
+    return write_checkpoint(tmp_path / "moved", tensors, json.loads((folder / "config.json").read_text()))
+
+
+def test_a_router_is_refused(tmp_path):
+    base = toy(tmp_path / "base", "qwen3_moe")
+    with pytest.raises(surgeon.MismatchError, match=r"mlp\.gate\.weight is a router"):
+        surgeon.export_adapter(moved(base, "gate.weight", tmp_path), tmp_path / "adapter", base=base, rank=2)
+
+
+@pytest.mark.parametrize("what", ["down_proj", ("down_proj", "gate_up_proj")])
+def test_experts_in_one_tensor_as_peft_has_them(tmp_path, what):
+    base = toy(tmp_path / "base", "qwen3_moe fused")
+    tuned = moved(base, what, tmp_path)
+    surgeon.export_adapter(tuned, tmp_path / "adapter", base=base, error=1e-6, experts="fused")
+    assert torch.allclose(logits(base, tmp_path / "adapter"), logits(tuned), atol=1e-3)
+
+
+def test_experts_in_one_tensor_as_modules_each(tmp_path):
+    base = toy(tmp_path / "base", "qwen3_moe fused")
+    tuned = moved(base, ("down_proj", "gate_up_proj"), tmp_path)
+    surgeon.export_adapter(tuned, tmp_path / "adapter", base=base, error=1e-6)
+    held = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    before, after = read_checkpoint(base), read_checkpoint(tuned)
+    for expert in range(4):
+        at = f"base_model.model.model.layers.1.mlp.experts.{expert}"
+        down, gate, up = (
+            held[f"{at}.{part}.lora_B.weight"] @ held[f"{at}.{part}.lora_A.weight"]
+            for part in ("down_proj", "gate_proj", "up_proj")
+        )
+        for part, found in (("down_proj", down), ("gate_up_proj", torch.cat([gate, up]))):
+            name = f"model.layers.1.mlp.experts.{part}"
+            assert torch.allclose(found, after[name][expert] - before[name][expert], atol=1e-5)
+
+
+def test_experts_stored_one_by_one_are_modules_of_their_own(tmp_path):
+    base = toy(tmp_path / "base", "qwen3_moe")
+    rows = direction(torch.randn(1, 32, generator=torch.Generator().manual_seed(4)), at="block.1")
+    model = surgeon.edit("ablate", surgeon.open(base), directions=rows, writers="mlp")
+    report = surgeon.export_adapter(model, tmp_path / "adapter")
+    assert report.error == 0 and set(report.tensors) == {
+        f"model.layers.{layer}.mlp.experts.{expert}.down_proj.weight" for layer in range(2) for expert in range(4)
+    }
+    keys = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    assert "base_model.model.model.layers.0.mlp.experts.3.down_proj.lora_B.weight" in keys
