@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize, Fp8Quantize
 
-from surgeon.testing.toys import CONFIG, toy_llama
+from surgeon.testing.toys import toy_llama
 
 WIDTH = 256
 SHAPE = {"hidden_size": WIDTH, "intermediate_size": 384, "head_dim": 64, "num_hidden_layers": 2}
@@ -100,6 +100,3 @@ def read_in_full(folder: Path):
         elif not name.endswith(("_scale_inv", "_scale")):
             found[name] = value.float()
     return found
-
-
-__all__ = ["CONFIG", "WIDTH"]
