@@ -22,7 +22,10 @@ def command(
         str | None,
         typer.Option(metavar="PATH", help="The interpreter that has the server.", show_default="this one"),
     ] = None,
-    gguf: Annotated[Path | None, typer.Option(metavar="FILE", help="OUT as a GGUF file, for llamacpp.")] = None,
+    gguf: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="OUT as GGUF, for llamacpp.", show_default="written for the while"),
+    ] = None,
     adapter: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Serve this adapter on --base (or --gguf): it must equal OUT.")
     ] = None,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,8 +60,9 @@ def check(
     `base` is what the folder was made from (by default what its receipt names): what a newer library wrote anew is told
     by comparing with it. `serve` is transformers, vllm, llamacpp or mlx, run by the interpreter `python`; its greedy
     tokens and log-probabilities are compared with those of transformers in float32, within `tolerance` or the noise of
-    the dtype. llamacpp needs the folder as a `gguf` file. With `adapter`, `base` (or `gguf`, the base's) is served with
-    that adapter on it, and compared with the folder all the same: adapter on base must be the merged model.
+    the dtype. llamacpp is given the folder as the file `gguf`, or as one written for the while in `dtype`. With
+    `adapter`, `base` (or `gguf`, the base's) is served with that adapter on it, and compared with the folder all the
+    same: adapter on base must be the merged model.
     """
     from surgeon.measuring.serving.check import check_folder
 
@@ -84,10 +87,21 @@ def check(
     for path in filter(None, paths):
         if not path.exists():
             raise RefusedError(f"{path}: no such file or folder", hint="a server is given paths on this machine")
-    live = serve_and_compare(
-        folder, serve, python=python, dtype=dtype, model=paths[0], adapter=paths[1], count=tokens, tolerance=tolerance
-    )
+    written = serve == "llamacpp" and gguf is None
+    with _as_gguf(paths[0] or folder, dtype) if written else nullcontext(paths[0]) as served:
+        live = serve_and_compare(
+            folder, serve, python=python, dtype=dtype, model=served, adapter=paths[1], count=tokens, tolerance=tolerance
+        )
     return CheckReport(static, live)
+
+
+@contextmanager
+def _as_gguf(model: Path, dtype: str) -> Iterator[Path]:
+    """A model as a GGUF file, until the block ends."""
+    from surgeon.verbs.export_gguf import export_gguf
+
+    with tempfile.TemporaryDirectory(prefix="surgeon-gguf-") as scratch:
+        yield export_gguf(model, Path(scratch) / "model.gguf", dtype=dtype).file
 
 
 def _live(live: LiveCheck) -> str:

@@ -129,7 +129,7 @@ def test_the_check_tells_the_table_and_the_verdict(folder, honest, shift, monkey
 
 def test_refusals_come_before_a_server_is_started(folder, tmp_path):
     for settings, told in [
-        ({"serve": "llamacpp"}, "--gguf FILE"),
+        ({"serve": "llamacpp", "gguf": folder}, "--gguf FILE"),
         ({"serve": "vllm", "dtype": "int8"}, "is no dtype to serve in"),
         ({"serve": "vllm", "adapter": tmp_path}, "--base MODEL"),
         ({"serve": "vllm", "tokens": 0}, "none to compare"),
