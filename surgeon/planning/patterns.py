@@ -11,16 +11,24 @@ from surgeon.space.schedule import patterns
 from surgeon.space.select import matches
 
 
-def check_patterns(expr: Expr, root: Node, resolver: Resolver) -> None:
-    """RecipeError listing every targets pattern that fits no tensor of the step it stands in."""
-    faults, tables = [], {known: node.table for (known, _), node in resolver.done.items()}
+def check_patterns(expr: Expr, root: Node, resolver: Resolver) -> tuple[str, ...]:
+    """RecipeError listing every targets pattern that fits no tensor of the step it stands in.
+
+    In mergekit's semantics a filter may fit nothing; what is returned are warnings of those.
+    """
+    faults, warnings, tables = [], [], {known: node.table for (known, _), node in resolver.done.items()}
     for node, pattern in dict.fromkeys(_patterns(expr)):
         table, origin = tables.get(node, root.table), node.origin
-        if not any(matches(pattern, name) for name in table):
+        if any(matches(pattern, name) for name in table):
+            continue
+        if isinstance(node, Merge) and node.semantics == "mergekit":
+            warnings.append(f"the filter {pattern!r} fits no tensor: it has no effect, as in mergekit")
+        else:
             hint = f"tensors are called {', '.join(list(table)[:3])}, …; `surgeon show` lists them"
             faults.append(Fault(f"the pattern {pattern!r} fits no tensor", origin, hint))
     if faults:
         raise RecipeError(faults)
+    return tuple(dict.fromkeys(warnings))
 
 
 def _patterns(expr: Expr) -> Iterator[tuple[Expr, str]]:

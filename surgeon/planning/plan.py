@@ -141,7 +141,7 @@ def _build(recipe: Recipe, options: Options) -> Plan:
     giver = files_model(recipe, sources)
     graph = Graph(_dtypes(root, giver, recipe.output), recipe.output.dtype)
     kinds = Kinds(graph.steps)
-    check_patterns(recipe.expr, root, resolver)
+    unfitting = check_patterns(recipe.expr, root, resolver)
     if not options.any_model:
         check_models(recipe.expr, sources)
         check_measured(recipe.expr, sources)
@@ -170,6 +170,7 @@ def _build(recipe: Recipe, options: Options) -> Plan:
         workers,
         peak,
         (
+            *unfitting,
             *_notes(resolver),
             *_warnings(targets, sources, recipe.output.dtype, giver),
             *other_tokens(resolver),

@@ -267,6 +267,20 @@ def test_a_pattern_that_fits_nothing_is_refused_and_so_are_rules_that_end_early(
         surgeon.plan(a + Rules((Rule("*mlp*", Fraction(1)),)) * (b - a))
 
 
+def test_a_filter_of_mergekit_that_fits_nothing_is_a_warning(abc):
+    """One recipe serves models with a head and models without, as it does in mergekit."""
+    a, b, c = abc
+    weight = Rules((Rule("*vision*", Fraction(1, 3)), Rule(None, Fraction(1, 2))))
+    merged = surgeon.merge("ties", [b, c], base_model=a, weight=weight, semantics="mergekit")
+    plan = surgeon.plan(merged)
+    assert [told for told in plan.warnings if "'*vision*' fits no tensor" in told]
+    plain = surgeon.plan(surgeon.merge("ties", [b, c], base_model=a, weight=0.5, semantics="mergekit"))
+    weights = [
+        {step.values["weight"] for step in one.steps.values() if "weight" in step.values} for one in (plan, plain)
+    ]
+    assert weights[0] == weights[1] == {(0.5, 0.5)}
+
+
 def test_one_threshold_over_the_model_takes_one_density(abc):
     a, b, c = abc
     varying = Layers((Fraction(1, 5), Fraction(4, 5)))
