@@ -114,7 +114,9 @@ def model_file(checkpoint: Checkpoint, kind: str) -> ModelFile:
     if kind not in KINDS:
         raise RefusedError(f"{kind!r} is not written as GGUF", hint=f"known: {', '.join(KINDS)}")
     if checkpoint.config.get("quantization_config"):
-        raise RefusedError(f"{checkpoint.ref} is quantised", hint="dequantise it first: reshape: dequantize")
+        raise RefusedError(
+            f"{checkpoint.ref} is quantised", hint="dequantise it first: surgeon apply a recipe of it with --dequantize"
+        )
     names = naming(checkpoint.config)
     _check_config(checkpoint.config, checkpoint.ref)
     embedding = next((s for n, s in checkpoint.tensors.items() if n.endswith("embed_tokens.weight")), None)

@@ -1,12 +1,9 @@
-"""What a GGUF says of a model, or leaves to its reader to know, and transformers' loader does not take over."""
+"""What a GGUF says of a model's rotary embedding and transformers' loader does not take over."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-
-#: Gemmas whose queries are scaled by width over heads; all others by 256. llama.cpp tells them by their layers too.
-_BY_WIDTH = {"gemma2": 46, "gemma3": 62}
 
 #: Kinds of rope scaling that a GGUF names, and further values a config has for them.
 _SCALINGS = {"linear": (), "yarn": ("original_context_length",)}
@@ -16,8 +13,6 @@ def completed(config: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str,
     """A config as transformers made it of a GGUF, with what is missing; `fields` are the file's values by key."""
     architecture = str(fields.get("general.architecture"))
     found = dict(config)
-    if config.get("num_hidden_layers") == _BY_WIDTH.get(architecture):
-        found["query_pre_attn_scalar"] = config["hidden_size"] // config["num_attention_heads"]
     kind = str(fields.get(f"{architecture}.rope.scaling.type", "none"))
     if kind in _SCALINGS:
         found["rope_parameters"] = _scaled(config.get("rope_parameters") or {}, _scaling(kind, architecture, fields))
