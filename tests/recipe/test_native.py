@@ -189,6 +189,9 @@ def test_one_cause_is_one_fault(faults, valid):
     [
         ("merge: linear, models: [a, b]", "needs 'weight' for 'a'"),
         ("merge: linear, models: [a, a, b], weight: 1", "listed twice"),
+        ("merge: fisher, base_model: a, models: [b]", "needs 'fisher' for 'b'"),
+        ("reshape: stack, parts: []", "'parts' is empty"),
+        ("stack: [a, b]", "has none of merge, combine, edit, reshape | write reshape: stack"),
         ("merge: linear, base_model: a, models: [b], weight: 1", "linear has no base model"),
         ("merge: linear, models: [], weight: 1", "at least 1 model, not 0"),
         ("merge: slerp, base_model: a, models: [b]", "'t' is missing"),
