@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon.errors import RefusedError, nearest
-from surgeon.space.api import open as open_model
+from surgeon.space.api import given
 from surgeon.space.expr import Expr, Model
 from surgeon.space.output import Output, Recipe
 
@@ -40,8 +40,8 @@ def measure_merge(
     from surgeon.store.checkpoint import Checkpoint
     from surgeon.verbs.plan import plan
 
-    root = base if isinstance(base, Model) else open_model(base)
-    opened = _named([model if isinstance(model, Model) else open_model(model) for model in models])
+    root = base if isinstance(base, Model) else given(base)
+    opened = _named([model if isinstance(model, Model) else given(model) for model in models])
     if unknown := [name for name in prompts or {} if name not in opened]:
         raise RefusedError(f"prompts are given for {unknown[0]!r}, which is no model", hint=nearest(unknown[0], opened))
     sources = open_sources(root, *opened.values())

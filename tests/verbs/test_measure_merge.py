@@ -24,6 +24,17 @@ def test_adapters_and_the_models_they_make_are_the_same_task_vectors(tmp_path):
     assert set(one.layers) <= {"0", "1", "2", "before", "after"}
 
 
+def test_a_path_that_exists_needs_no_dot(tmp_path, monkeypatch):
+    base = toy_llama(tmp_path / "base", 1)
+    for seed, name in enumerate("ab", 2):
+        toy_llama(tmp_path / name, seed, base=base)
+    monkeypatch.chdir(tmp_path)
+    assert surgeon.measure_merge(["a", "./b"], "base").models == ("a", "b")
+    with pytest.raises(surgeon.RefusedError, match="named twice"):
+        surgeon.measure_merge(["a", "./a"], "base")
+    assert surgeon.export_adapter("a", tmp_path / "adapter", base="base", rank=2, drop=["*norm*"])
+
+
 def test_prompts_tell_what_a_sum_keeps(tmp_path):
     prompts = tmp_path / "list.jsonl"
     asked = ("List: sun and moon", "List: cat and dog")
