@@ -36,6 +36,7 @@ def measure_merge(
     from surgeon.measuring.interference import together
     from surgeon.measuring.merge import by_layer, side_differences
     from surgeon.measuring.merge_report import MergeReport
+    from surgeon.planning.resolve import Resolver, same_tables
     from surgeon.planning.sources import open_sources
     from surgeon.store.checkpoint import Checkpoint
     from surgeon.verbs.plan import plan
@@ -51,13 +52,16 @@ def measure_merge(
     points: dict[str, Expr] = {
         name: model if isinstance(sources[model], Checkpoint) else root + model for name, model in opened.items()
     }
+    resolver = Resolver(sources)
+    for point in points.values():
+        same_tables(resolver(root), resolver(point))
     plans = [plan(Recipe(point, Output(dtype="F32")), device=device) for point in points.values()]
 
     def note(done: int, total: int, detail: str) -> None:
         if on_event is not None:
             on_event(Progress("measure", done, total, "tensors", detail))
 
-    layers = by_layer(standing, plans, note)
+    layers = by_layer(standing, dict(zip(points, plans, strict=True)), note)
     if not layers:
         raise RefusedError("every model is the base: there is nothing to merge")
     checkpoints = {name: source for name, model in opened.items() if isinstance(source := sources[model], Checkpoint)}
