@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
 
 import torch
 
 from surgeon.anatomy.stacks import Position, positions
 from surgeon.engine.values import Values
+from surgeon.errors import RunError
 from surgeon.measuring.configs import differences
 from surgeon.measuring.interference import Interference, interference, together
 from surgeon.planning.plan import Plan
@@ -17,9 +18,13 @@ from surgeon.store.files import Files
 
 
 def by_layer(
-    base: Checkpoint, plans: Sequence[Plan], note: Callable[[int, int, str], None]
+    base: Checkpoint, named: Mapping[str, Plan], note: Callable[[int, int, str], None]
 ) -> Mapping[str, Interference]:
-    """How the models (plans in float32) lie to each other, around `base`; tensors that none changes are left out."""
+    """How the models (plans in float32) lie to each other, around `base`; tensors that none changes are left out.
+
+    RunError where a task vector is not finite.
+    """
+    plans = list(named.values())
     places = positions(base.tensors)
     found: dict[str, list[Interference]] = {}
     targets = [{target.name: target for target in plan.targets} for plan in plans]
@@ -32,6 +37,9 @@ def by_layer(
             if stored.spec.is_float and moved:
                 start = values[0].whole_of(stored)
                 vectors = torch.stack([value.whole(key) - start for value, key in zip(values, keys, strict=True)])
+                for model, vector in zip(named, vectors, strict=True):
+                    if not vector.isfinite().all():
+                        raise RunError(f"{name} of {model} holds NaN or infinity", hint="repair that file")
                 if vectors.any():
                     layer = _layer(places.get(name))
                     found.setdefault(layer, []).append(interference(vectors))

@@ -180,7 +180,11 @@ def _check_merge(
     if len(members) < low or (high is not None and len(members) > high):
         wanted = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
         raise RefusedError(f"{method.name} takes {wanted} model(s) besides the base; {len(members)} given")
-    for node, _ in members:
+    for number, (node, _) in enumerate(members):
+        if any(node is other for other, _ in members[:number]):
+            raise RefusedError(
+                f"{node.label} is there twice", origin=expr.origin, hint="list it once, with the sum of the weights"
+            )
         check_mass(node)
         if node.mass.is_number(0) and base is None:
             raise MismatchError(f"{node.label} is a difference, and {method.name} has no base to add it to")

@@ -15,7 +15,6 @@ from surgeon.recipe.schema_tune import TuneSection
 from surgeon.recipe.setting_types import RULE, Strict, Wrong
 from surgeon.space.registry import edits, fitters, merge_methods, reshapes
 
-_LATER_STEPS = ("stack",)
 _SECTIONS: Mapping[str, type[Strict]] = {"models": ModelEntry, "output": OutputSection, "tune": TuneSection}
 _LATER = {"calibration": "calibration is"}
 _STEPS: Mapping[str, tuple[str, Callable[[], Iterable[str]]]] = {
@@ -64,6 +63,8 @@ def _note(root: Node, error: Any, faults: Faults) -> None:
         _direction(node, str(path[-1]), faults)
     elif path == ("surgeon",):
         faults.add(f"this version reads recipes that say surgeon: 1, {what}", node)
+    elif type_ == "too_short":
+        faults.add(f"{last} is empty", node)
     elif type_ == "literal_error":
         faults.add(f"{last} is {context['expected']}, {what}", node)
     else:
@@ -137,15 +138,13 @@ def _direction(node: Node, name: str, faults: Faults) -> None:
 
 def _step(node: Node, name: str, faults: Faults) -> None:
     """A step that is neither a known merge, edit or reshape nor a combination."""
-    later = next((word for word in _LATER_STEPS if word in node.mapping), None)
     for key, (what, registered) in _STEPS.items():
         if (named := node.get(key)) is not None:
             word = named.text or kind(named)
             faults.add(f"there is no {what} {word!r}", named, nearest(word, registered()))
             return
-    if later:
-        faults.add(f"{later} steps are not in this version", node.mapping[later].start)
-    else:
-        words = ("merge", "combine", "edit", "reshape")
-        hint = next((nearest(key, words) for key in node.mapping), "write combine: … or merge: METHOD")
-        faults.add(f"step {name!r} has none of {', '.join(words)}", node.start, hint)
+    words = ("merge", "combine", "edit", "reshape")
+    hint = next((nearest(key, words) for key in node.mapping), "write combine: … or merge: METHOD")
+    for key, (_, registered) in _STEPS.items():
+        hint = next((f"write {key}: {word}" for word in node.mapping if word in registered()), hint)
+    faults.add(f"step {name!r} has none of {', '.join(words)}", node.start, hint)

@@ -146,7 +146,8 @@ def _check_required(method: MergeMethod, node: Node, faults: Faults) -> None:
     for name in needed:
         for member, inner in node.named("models"):
             if node.get(name) is None and inner.get(name) is None:
-                hint = f"write {member}: {{{name}: 0.5}}, or {name}: … at the step for all models"
+                told = f"./{member}.safetensors" if method.parameters[name].per_tensor else "0.5"
+                hint = f"write {member}: {{{name}: {told}}}, or {name}: … at the step for all models"
                 faults.add(f"{method.name} needs {name!r} for {member!r}", inner.start, hint)
 
 

@@ -37,6 +37,15 @@ class Join(Reshaping):
         return drawn
 
     @override
+    def notes(self, operands: Sequence[Operand], settings: Mapping[str, Any]) -> Sequence[str]:
+        """Tensors of the first part, whose config it is, that nothing takes."""
+        first = operands[0]
+        left = [name for name in first.table if not any(matches(part.targets, name) for part in operands)]
+        if not left:
+            return ()
+        return (f"join leaves out {len(left)} tensors of {first.label} that no part's targets fit, such as {left[0]}",)
+
+    @override
     def config(self, operands: Sequence[Operand], settings: Mapping[str, Any]) -> Mapping[str, Any]:
         """Nothing: names and shapes stay those of the first part."""
         return {}

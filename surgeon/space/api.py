@@ -26,6 +26,11 @@ def open(ref: str | Path, *, base_model: Expr | None = None) -> Model:
     return Model(ref, base_model, name=Path(ref.partition("@")[0]).name)
 
 
+def given(ref: str | Path) -> Model:
+    """A model as verbs are told of it: what lies at this path, if it exists, else a Hub id."""
+    return open(Path(ref) if Path(ref).expanduser().exists() else ref)
+
+
 def merge(
     method: str,
     models: Sequence[Expr],

@@ -95,8 +95,8 @@ def _check_numbers(run: Run) -> None:
 
 
 def check_shapes(runs: Sequence[Run]) -> None:
-    """MismatchError where the tensors of a part's layers are called, or shaped, like none of the first part's."""
-    first, faults = _shapes(runs[0]), []
+    """MismatchError where a part's layers, or what is behind the last one's, are shaped like none of the first's."""
+    first, faults, hint = _shapes(runs[0]), [], ""
     for run in runs[1:]:
         own = _shapes(run)
         for rest in sorted(own.keys() | first.keys()):
@@ -106,9 +106,14 @@ def check_shapes(runs: Sequence[Run]) -> None:
                     for run_, shapes in ((runs[0], first), (run, own))
                 ]
                 faults.append(f"{run.stack.prefix}*.{rest}: {', '.join(told)}")
+    front, last = runs[0].part, runs[-1].part
+    for name in runs[-1].around(after=True):
+        if name in front.table and front.table[name].shape != last.table[name].shape:
+            faults.append(f"{name}: {front.table[name]} in {front.label}, {last.table[name]} in {last.label}")
+            hint = "where vocabularies differ: reshape: vocab of each model first (tokenizer_source in mergekit's YAML)"
     if faults:
         listed = "\n    ".join(dict.fromkeys(faults[:20]))
-        raise MismatchError(f"the layers do not fit on top of each other:\n    {listed}")
+        raise MismatchError(f"the parts do not fit on top of each other:\n    {listed}", hint=hint)
 
 
 def _shapes(run: Run) -> dict[str, set[tuple[int, ...]]]:

@@ -34,7 +34,7 @@ class Svd(NamedTuple):
     @property
     def rank(self) -> Tensor:
         """The numerical rank, a tensor with one number."""
-        return (self.s > 0).sum()
+        return (self.s != 0).sum()
 
 
 def mean(task_vectors: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def decompose(matrix: Tensor, least: Tensor | None = None) -> Svd:
     matrix = matrix.double()
     values, u = symmetric(matrix @ matrix.T)
     s = values.clamp_(min=0).sqrt_()
-    s = s * (s > (NEGLIGIBLE * s[0] if least is None else least))
+    s = s * ((s > (NEGLIGIBLE * s[0] if least is None else least)) | s.isnan())  # NaN has to be seen in the result
     return Svd(u * (s > 0), s, reciprocal(s).unsqueeze(1) * (u.T @ matrix))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from surgeon.errors import RefusedError
-from surgeon.space.api import open as open_model
+from surgeon.space.api import given
 from surgeon.space.expr import Combination, Edit, Expr, Merge, Model, Reshape, children
 from surgeon.space.output import Output, Recipe
 from surgeon.tensors import stored_dtype, torch_dtype
@@ -134,7 +134,7 @@ def extraction(
     from surgeon.verbs.plan import plan
 
     expr = _expression(what, overrides)
-    model = base if isinstance(base, Model) else open_model(base) if base is not None else None
+    model = base if isinstance(base, Model) else given(base) if base is not None else None
     model = model or base_of(expr, open_sources(expr))
     if model is None:
         raise RefusedError("what the adapter is to stand on is not known", hint="name the base: --base MODEL")
@@ -171,7 +171,7 @@ def _expression(what: Expr | Recipe | str | Path, overrides: Mapping[str, str]) 
         from surgeon.recipe import load
 
         return load(Path(what), overrides).recipe.expr
-    return open_model(what)
+    return given(what)
 
 
 def base_of(expr: Expr, sources: Mapping[Model, Any]) -> Model | None:

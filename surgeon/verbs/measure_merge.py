@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from surgeon.errors import RefusedError, nearest
-from surgeon.space.api import open as open_model
+from surgeon.space.api import given
 from surgeon.space.expr import Expr, Model
 from surgeon.space.output import Output, Recipe
 
@@ -36,12 +36,13 @@ def measure_merge(
     from surgeon.measuring.interference import together
     from surgeon.measuring.merge import by_layer, side_differences
     from surgeon.measuring.merge_report import MergeReport
+    from surgeon.planning.resolve import Resolver, same_tables
     from surgeon.planning.sources import open_sources
     from surgeon.store.checkpoint import Checkpoint
     from surgeon.verbs.plan import plan
 
-    root = base if isinstance(base, Model) else open_model(base)
-    opened = _named([model if isinstance(model, Model) else open_model(model) for model in models])
+    root = base if isinstance(base, Model) else given(base)
+    opened = _named([model if isinstance(model, Model) else given(model) for model in models])
     if unknown := [name for name in prompts or {} if name not in opened]:
         raise RefusedError(f"prompts are given for {unknown[0]!r}, which is no model", hint=nearest(unknown[0], opened))
     sources = open_sources(root, *opened.values())
@@ -51,13 +52,16 @@ def measure_merge(
     points: dict[str, Expr] = {
         name: model if isinstance(sources[model], Checkpoint) else root + model for name, model in opened.items()
     }
+    resolver = Resolver(sources)
+    for point in points.values():
+        same_tables(resolver(root), resolver(point))
     plans = [plan(Recipe(point, Output(dtype="F32")), device=device) for point in points.values()]
 
     def note(done: int, total: int, detail: str) -> None:
         if on_event is not None:
             on_event(Progress("measure", done, total, "tensors", detail))
 
-    layers = by_layer(standing, plans, note)
+    layers = by_layer(standing, dict(zip(points, plans, strict=True)), note)
     if not layers:
         raise RefusedError("every model is the base: there is nothing to merge")
     checkpoints = {name: source for name, model in opened.items() if isinstance(source := sources[model], Checkpoint)}

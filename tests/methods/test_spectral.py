@@ -292,3 +292,16 @@ def test_the_dry_run_counts_the_workspace_of_the_eigenvalue_solver(tmp_path):
     plan = surgeon.plan(surgeon.merge("iso_c", models, base_model=base))
     # Three float32 inputs; the Gram matrix, its eigenvectors and LAPACK's 2n² in float64.
     assert live_bytes(plan.steps, plan.targets[0], 1 << 20) >= 3 * 4 * 96 * 128 + 4 * 8 * 96 * 96
+
+
+@pytest.mark.parametrize("method", SPECTRAL)
+@pytest.mark.parametrize("place", [0, 2])
+def test_nan_in_one_model_is_seen_in_the_result(method, place):
+    """A model that cannot be decomposed is not left out: the engine refuses what is not finite, by name."""
+    task_vectors = drawn(3, 48, 32)
+    task_vectors[place, 3, 4] = float("nan")
+    try:
+        merged = merge_methods()[method](task_vectors)
+    except torch.linalg.LinAlgError:
+        return
+    assert not merged.isfinite().all()

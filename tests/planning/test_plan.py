@@ -267,6 +267,13 @@ def test_a_pattern_that_fits_nothing_is_refused_and_so_are_rules_that_end_early(
         surgeon.plan(a + Rules((Rule("*mlp*", Fraction(1)),)) * (b - a))
 
 
+def test_one_model_under_two_names_is_refused(abc):
+    a, b, _ = abc
+    same = type(b)(b.ref, name="same")
+    with pytest.raises(surgeon.RefusedError, match=r"is there twice(.|\n)*next: list it once"):
+        surgeon.plan(surgeon.merge("ties", [b, same], base_model=a))
+
+
 def test_a_filter_of_mergekit_that_fits_nothing_is_a_warning(abc):
     """One recipe serves models with a head and models without, as it does in mergekit."""
     a, b, c = abc

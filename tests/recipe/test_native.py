@@ -105,7 +105,7 @@ CHANGES = [
     ("  code: ./", "  unused: a/b\n  code: ./", 5, 3, "model 'unused' is not used"),
     ("merge: ties", "merge: tise", 9, 12, "did you mean 'ties'"),
     ("merge: ties", "merge: [ties]", 9, 12, "no merge method"),
-    ("merge: ties", "stack: x", 9, 5, "stack steps are not in this version"),
+    ("merge: ties", "stack: x", 8, 3, "has none of merge, combine, edit, reshape | write reshape: stack"),
     ("merge: ties", "marge: ties", 8, 3, "did you mean 'merge'"),
     ("    base_model: base\n", "", 8, 3, "'base_model' is missing in steps.merged"),
     ("base_model: base\n", "base_model: code\n", 13, 7, "'code' is the base model"),
@@ -189,6 +189,9 @@ def test_one_cause_is_one_fault(faults, valid):
     [
         ("merge: linear, models: [a, b]", "needs 'weight' for 'a'"),
         ("merge: linear, models: [a, a, b], weight: 1", "listed twice"),
+        ("merge: fisher, base_model: a, models: [b]", "needs 'fisher' for 'b'"),
+        ("reshape: stack, parts: []", "'parts' is empty"),
+        ("stack: [a, b]", "has none of merge, combine, edit, reshape | write reshape: stack"),
         ("merge: linear, base_model: a, models: [b], weight: 1", "linear has no base model"),
         ("merge: linear, models: [], weight: 1", "at least 1 model, not 0"),
         ("merge: slerp, base_model: a, models: [b]", "'t' is missing"),

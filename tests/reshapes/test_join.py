@@ -33,6 +33,15 @@ def test_what_is_refused(models, part, told):
         surgeon.plan(surgeon.reshape("join", a, (b, part)))
 
 
+def test_tensors_of_the_first_part_that_no_targets_fit_are_a_warning(models):
+    a, b = map(surgeon.open, models)
+    whole, half = (
+        surgeon.plan(surgeon.reshape("join", part, (b, "*.mlp.*"))).warnings for part in (a, (a, "*.norm.*"))
+    )
+    assert not any("leaves out" in told for told in whole)
+    assert any("leaves out 20 tensors" in told for told in half), half
+
+
 def test_tensors_that_do_not_fit_are_listed(tmp_path, models):
     wide = surgeon.open(toy_llama(tmp_path / "wide", intermediate_size=64))
     with pytest.raises(

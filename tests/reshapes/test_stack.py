@@ -145,6 +145,7 @@ def test_other_stacks_of_the_model_are_not_touched(tmp_path):
             (0, 1),
             "num_attention_heads: 4 in .*, 2 in",
         ),
+        ({"vocab_size": 48}, (0, 1), r"(?s)lm_head.weight: F32\[64, 32\] in .*, F32\[48, 32\] in .*reshape: vocab"),
         ({"hidden_act": "gelu"}, (0, 1), "hidden_act"),
         ({"model_type": "qwen2"}, (0, 1), "model_type"),
         ({"tie_word_embeddings": True}, (0, 1), "untie"),

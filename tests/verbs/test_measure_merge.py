@@ -24,6 +24,31 @@ def test_adapters_and_the_models_they_make_are_the_same_task_vectors(tmp_path):
     assert set(one.layers) <= {"0", "1", "2", "before", "after"}
 
 
+def test_a_path_that_exists_needs_no_dot(tmp_path, monkeypatch):
+    base = toy_llama(tmp_path / "base", 1)
+    for seed, name in enumerate("ab", 2):
+        toy_llama(tmp_path / name, seed, base=base)
+    monkeypatch.chdir(tmp_path)
+    assert surgeon.measure_merge(["a", "./b"], "base").models == ("a", "b")
+    with pytest.raises(surgeon.RefusedError, match="named twice"):
+        surgeon.measure_merge(["a", "./a"], "base")
+    with pytest.raises(surgeon.MismatchError, match="an adapter carries matrices"):  # found, and read
+        surgeon.export_adapter("a", tmp_path / "adapter", base="base", rank=2)
+
+
+def test_models_that_do_not_fit_and_nan_are_refused_by_name(tmp_path):
+    base = toy_llama(tmp_path / "base", 1)
+    a = toy_llama(tmp_path / "a", 2, base=base)
+    wide = toy_llama(tmp_path / "wide", 3, vocab_size=80)
+    with pytest.raises(surgeon.MismatchError, match=r"lm_head.weight: F32\[64, 32\] in base, F32\[80, 32\] in wide"):
+        surgeon.measure_merge([a, wide], base)
+    tensors = read_checkpoint(a)
+    tensors["model.norm.weight"][3] = float("nan")
+    broken = write_checkpoint(tmp_path / "broken", tensors)
+    with pytest.raises(surgeon.RunError, match=r"model.norm.weight of broken holds NaN"):
+        surgeon.measure_merge([a, broken], base)
+
+
 def test_prompts_tell_what_a_sum_keeps(tmp_path):
     prompts = tmp_path / "list.jsonl"
     asked = ("List: sun and moon", "List: cat and dog")
