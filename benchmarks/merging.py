@@ -116,6 +116,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="*", default=[], help="these alone")
     parser.add_argument("--mergekit", type=Path, help="the command mergekit-yaml; without it mergekit is left out")
     parser.add_argument("--predictor", nargs="*", default=[], help="module:function, a number for each subset")
+    parser.add_argument(
+        "--no-probe", action="store_true", help="leave `measure merge` with prompts out: a minute a subset"
+    )
     parser.add_argument("--page", type=Path, help="write the table here")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--check", action="store_true", help="only say what surgeon refuses of the table of settings")
@@ -143,7 +146,7 @@ def main() -> int:
         for entry in SUBSET_ENTRIES:
             measure(bench, results, subset, entry, entry.only, "score")
     predictors = {reference: named(reference) for reference in asked.predictor}
-    told = correlations(results, subsets, predictors, bench.all_folders) if subsets else []
+    told = correlations(results, subsets, predictors, bench.all_folders, not asked.no_probe) if subsets else []
     print("\n".join(told))
     if asked.page:
         asked.page.write_text(page(results, Reports(bench.all_folders), told))

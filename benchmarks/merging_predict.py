@@ -51,9 +51,16 @@ class Reports:
 
 
 def correlations(
-    results: Results, subsets: Sequence[Sequence[str]], predictors: Mapping[str, Predictor], folders: Folders
+    results: Results,
+    subsets: Sequence[Sequence[str]],
+    predictors: Mapping[str, Predictor],
+    folders: Folders,
+    probe: bool = True,
 ) -> list[str]:
-    """Spearman's rank correlation of each predictor with what the subsets kept, as rows of a table."""
+    """Spearman's rank correlation of each predictor with what the subsets kept, as rows of a table.
+
+    With `probe` also that of `measure merge` with prompts, which runs the model for a minute a subset.
+    """
     found = {
         one: [results.all[tuple(subset), one.tool, one.method, spelled(one.only), "score"] for subset in subsets]
         for one in SUBSET_ENTRIES
@@ -64,19 +71,23 @@ def correlations(
         + " | subsets |",
         "|---|" + "---|---|" * len(found) + "---|",
     ]
-    for name, value in _asked(Reports(folders), predictors, folders).items():
-        cells = [cell for merges in found.values() for cell in _against(results, merges, value)]
-        rows.append(f"| {name} | {' | '.join(cells)} | {len(subsets)} |")
+    sizes = sorted({len(subset) for subset in subsets})
+    for name, value in _asked(Reports(folders), predictors, folders, probe).items():
+        for chosen in (sizes, *([size] for size in sizes if len(sizes) > 1)):
+            own = [[one for one in merges if len(one.experts) in chosen] for merges in found.values()]
+            cells = [cell for merges in own for cell in _against(results, merges, value)]
+            of = " and ".join(map(str, chosen))
+            rows.append(f"| {name} | {' | '.join(cells)} | {len(own[0])} of {of} |")
     return rows
 
 
 def _asked(
-    reports: Reports, predictors: Mapping[str, Predictor], folders: Folders
+    reports: Reports, predictors: Mapping[str, Predictor], folders: Folders, probe: bool
 ) -> dict[str, Callable[[Result], float]]:
     """All predictors, as functions of a result; what they say is a higher number for a better merge."""
     model, adapters, _ = folders
     asked: dict[str, Callable[[Result], float]] = {}
-    for prompts, told in ((False, OF_WEIGHTS), (True, OF_PROMPTS)):
+    for prompts, told in ((False, OF_WEIGHTS), *([(True, OF_PROMPTS)] if probe else [])):
         for name, read in told.items():
             asked[name] = lambda one, read=read, prompts=prompts: read(reports.of(one.experts, prompts))
     for name, predictor in predictors.items():

@@ -35,7 +35,7 @@ def check_folder(root: Path, source: Mapping[str, Any] | None = None, *, wanted:
     findings = [*file_faults(folder), *config_faults(folder, source, wanted)]
     if not any(finding.kind == "mismatch" for finding in findings):
         findings += [mismatch(one.server, one.detail) for one in readings if one.verdict != "loads"]
-    proof = f"holds {len(folder.meant)} tensors that all of them read from {_files(len(folder.files))}"
+    proof = f"holds {len(folder.meant)} tensors, and all servers above read them from {_files(len(folder.files))}"
     table = {one.server: {"verdict": one.verdict, "files": list(one.files), "detail": one.detail} for one in readings}
     return StaticCheck(readings, Verdict(str(root), CLAIM, proof, tuple(findings), {"servers": table}))
 

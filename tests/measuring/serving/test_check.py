@@ -68,7 +68,7 @@ def test_a_sound_folder_is_loaded_by_every_server(layout, request):
     assert set(verdicts(report).values()) == {"loads"}
     names = " ".join(verdicts(report)).lower()
     assert all(one in names for one in "transformers vllm sglang tgi tensorrt-llm lmdeploy llama.cpp mlx".split())
-    assert "all of them read from" in report.explain()
+    assert "all servers above read them from" in report.explain()
 
 
 def test_a_stale_consolidated_file(single):
