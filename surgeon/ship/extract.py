@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from surgeon.anatomy.describe import Anatomy, describe
+from surgeon.anatomy.family import Role
 from surgeon.engine.events import Listener, Progress
 from surgeon.engine.values import Values
 from surgeon.errors import MismatchError, RefusedError
@@ -101,7 +104,7 @@ class Extraction:
             faults.append(f"{target.name} is not in the base {self.base.ref}")
             return ()
         base = next((step.key for step in steps.below(target.key) if step.stored == stored), None)
-        why, turned = carries(target.name, stored.spec), self._turned(target.name)
+        why, turned = carries(target.name, stored.spec) or self._inputs_first(target.name), self._turned(target.name)
         given = changes(values, target.key, base) if why is None else None
         if given is not None:
             count = matrices(stored.spec.shape)[0] if given else 0
@@ -121,6 +124,19 @@ class Extraction:
             )
         change = change.reshape(-1, *change.shape[-2:])
         return tuple(factorised(one.T if turned else one, self.limit) for one in change)
+
+    @cached_property
+    def _anatomy(self) -> Anatomy:
+        table = {name: held.spec for name, held in self.base.tensors.items()}
+        return describe(self.base.config, table, self.base.ref)
+
+    def _inputs_first(self, name: str) -> str | None:
+        """Why the experts of one tensor cannot be told apart as [expert, out, in]; None for those that can."""
+        if len(self.base.tensors[name].spec.shape) != 3:
+            return None
+        place = self._anatomy.places.get(name)
+        outputs_first = place is not None and place.axis == (-2 if place.role is Role.WRITES_RESIDUAL else -1)
+        return None if outputs_first else "holds its experts as [expert, in, out], which adapters here do not"
 
     def _turned(self, name: str) -> bool:
         return stored_transposed(name, {key: held.spec for key, held in self.base.tensors.items()})

@@ -215,6 +215,13 @@ def test_experts_in_one_tensor_as_modules_each(tmp_path):
             assert torch.allclose(found, after[name][expert] - before[name][expert], atol=1e-5)
 
 
+@pytest.mark.parametrize("what", ["down_proj", "gate_up_proj"])
+def test_experts_stored_inputs_first_are_refused(tmp_path, what):
+    base = toy(tmp_path / "base", "gpt_oss")
+    with pytest.raises(surgeon.MismatchError, match=rf"experts\.{what} holds its experts as \[expert, in, out\]"):
+        surgeon.export_adapter(moved(base, f"experts.{what}", tmp_path), tmp_path / "adapter", base=base, error=1e-6)
+
+
 def test_experts_stored_one_by_one_are_modules_of_their_own(tmp_path):
     base = toy(tmp_path / "base", "qwen3_moe")
     rows = direction(torch.randn(1, 32, generator=torch.Generator().manual_seed(4)), at="block.1")
