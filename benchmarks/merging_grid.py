@@ -76,6 +76,7 @@ SURGEON = [
     Entry("surgeon", "emr", {"lambda_": (0.6, 0.8, 1.0)}),
     Entry("surgeon", "consensus", {"k": (1, 2), "lambda_": (0.6, 0.8, 1.0)}),
     Entry("surgeon", "regmean", {"guard": (0.0, 4.0), "ridge": (1e-4, 1e-2)}, data="grams"),
+    Entry("surgeon", "regmean_pp", {"guard": (0.0, 4.0)}, data="grams"),
     Entry("surgeon", "fisher", data="fishers"),
     Entry("surgeon", "tune", {"per": ("row",), "guard": (4.0, 8.0)}, data="tune"),
     Entry("surgeon", "tune", {"per": ("tensor",), "guard": (4.0,)}, data="tune"),

@@ -28,7 +28,7 @@ def page(results: Results, reports: Reports, told: Sequence[str]) -> str:
 
 def heading() -> list[str]:
     """What was done, on which machine and when."""
-    versions = ", ".join(f"{name} {version(name)}" for name in ("model-surgeon", "torch", "transformers", "peft"))
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
     error = sqrt(0.09 / SCORING)
     return [
         "# Merging, measured",
@@ -46,6 +46,7 @@ def heading() -> list[str]:
         f"  chat prompts that come with surgeon. *guarded*: settings chosen among those with KL ≤ {GUARDED:g}.",
         "- *s*: surgeon in memory, what a method measures on data included; mergekit's command on float32 checkpoints",
         "  with the adapters merged in; PEFT's `add_weighted_adapter` and merging the result, the adapters loaded.",
+        "  Other work ran beside most of them: they are upper bounds.",
         "",
     ]
 
