@@ -1,6 +1,7 @@
 """Behind a prefix merged of equal models each model reads what it reads alone; in front of all blocks, always."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,8 @@ def prompts(tmp_path: Path) -> Path:
 
 def test_equal_models_read_what_each_reads_alone(prompts: Path, tmp_path: Path):
     model = surgeon.open(TINY / "model") + surgeon.open(TINY / "adapters/list")
-    found = merged(tmp_path / "out", model, model + 0, prompts, guard=0)
+    again = surgeon.open(TINY / "model") + surgeon.open(shutil.copytree(TINY / "adapters/list", tmp_path / "again"))
+    found = merged(tmp_path / "out", model, again, prompts, guard=0)
     surgeon.measure_gram(model, tmp_path / "alone.safetensors", prompts=prompts)
     alone = Gram.load(tmp_path / "alone.safetensors")
     for gram in found.values():
