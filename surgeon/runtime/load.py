@@ -64,7 +64,7 @@ def load(folder: Path, *, dtype: str = "float32", device: str = "auto", device_m
     anatomy = _anatomy(checkpoint)
     model = load_model(folder, dtype, device_map=device_map)
     with quiet():
-        tokenizer = _tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
     model.requires_grad_(False)
     if place is not None:
         model = model.to(place)
@@ -124,7 +124,8 @@ def _model(folder: Path, model_type: str, dtype: torch.dtype | str, device_map: 
     return model
 
 
-def _tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder, None where there is none. CheckpointError where transformers cannot load it."""
     from transformers import AutoTokenizer
 
     if not has_tokenizer(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,9 +29,9 @@ class Unpacking(Kernel):
             return torch.empty(3, *call.block.shape, dtype=torch.float32, device="meta")[0]
         return self.weight(parts, {**call.settings, "shape": call.block.shape}).float()
 
+    @abstractmethod
     def weight(self, parts: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Tensor:
         """The weight, in the shape that is declared for it."""
-        raise NotImplementedError
 
 
 class Mxfp4(Unpacking):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from surgeon.errors import CheckpointError, RefusedError
-from surgeon.runtime.load import quiet
+from surgeon.runtime.load import load_model, load_tokenizer
 from surgeon.ship.servers.engines import Prompt, Served
 
 #: What log-probabilities of one model differ by between implementations, by the dtype it is computed in.
@@ -52,34 +52,22 @@ class Reference:
     """
 
     def __init__(self, folder: Path, dtype: str = "float32") -> None:
-        from transformers import AutoTokenizer
-
         self._folder, self._dtype = folder, dtype
-        self.tokenizer = self._load(AutoTokenizer, "put tokenizer.json and tokenizer_config.json beside the weights")
+        self.tokenizer = load_tokenizer(folder)
+        if self.tokenizer is None:
+            hint = "put tokenizer.json and tokenizer_config.json beside the weights"
+            raise CheckpointError(f"{folder} has no tokenizer, so there is nothing to ask", hint=hint)
 
     @cached_property
     def model(self) -> Any:
         """The model in float32. CheckpointError where transformers refuses it."""
-        return self._model("float32")
+        return load_model(self._folder, "float32").eval()
 
     @cached_property
     def served_model(self) -> Any:
         """The model in the dtype the server computes in."""
-        return self.model if self._dtype not in TOLERANCES or self._dtype == "float32" else self._model(self._dtype)
-
-    def _model(self, dtype: str) -> Any:
-        from transformers import AutoModelForCausalLM
-
-        hint = "so there is nothing to compare with"
-        return self._load(AutoModelForCausalLM, hint, dtype=getattr(torch, dtype)).eval()
-
-    def _load(self, kind: Any, hint: str, **settings: Any) -> Any:
-        try:
-            with quiet():
-                return kind.from_pretrained(self._folder, local_files_only=True, trust_remote_code=False, **settings)
-        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-            found = f"{self._folder}: transformers loads no {'model' if settings else 'tokenizer'} of it: "
-            raise CheckpointError(found + str(error).strip().partition("\n")[0], hint=hint) from error
+        same = self._dtype not in TOLERANCES or self._dtype == "float32"
+        return self.model if same else load_model(self._folder, self._dtype).eval()
 
     def prompts(self) -> list[Prompt]:
         """The prompts that are asked, with their ids."""
